@@ -1,0 +1,48 @@
+"""mlx-bert: run, fine-tune and serve BERT-family encoders on Apple Silicon, in pure MLX.
+
+The names below load on first use, so that ``import mlx_bert`` and every ``--help`` stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mlx_bert import blas
+
+blas_backend = blas.enable()  # before anything imports mlx.core
+
+_PUBLIC = {
+    "BertCore": "mlx_bert.core",
+    "BertOutput": "mlx_bert.core",
+    "create_bert_core": "mlx_bert.factory",
+    "create_bert_with_head": "mlx_bert.factory",
+    "BertWithHead": "mlx_bert.model",
+    "Batch": "mlx_bert.tokenizer",
+    "Tokenizer": "mlx_bert.tokenizer",
+    "SentenceEncoder": "mlx_bert.inference.encode",
+    "Trainer": "mlx_bert.training.trainer",
+    "TrainingArgs": "mlx_bert.training.args",
+}
+
+__all__ = sorted(_PUBLIC)
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlx_bert.core import BertCore, BertOutput
+    from mlx_bert.factory import create_bert_core, create_bert_with_head
+    from mlx_bert.inference.encode import SentenceEncoder
+    from mlx_bert.model import BertWithHead
+    from mlx_bert.tokenizer import Batch, Tokenizer
+    from mlx_bert.training.args import TrainingArgs
+    from mlx_bert.training.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mlx_bert' has no attribute {name!r}. Public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
