@@ -1,0 +1,32 @@
+"""Encoders: token ids and a mask in, hidden states out. One architecture, one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from mlx_bert.encoders import bert, modernbert, roberta
+
+# model_type of config.json -> the file that implements it: Config, Model, NAMES.
+ENCODERS: dict[str, ModuleType] = {
+    "bert": bert,
+    "roberta": roberta,
+    "xlm-roberta": roberta,
+    "camembert": roberta,
+    "modernbert": modernbert,
+}
+
+
+def find_encoder(config: Mapping[str, Any]) -> ModuleType:
+    """The architecture's file for a parsed ``config.json``.
+
+    Raises:
+        ValueError: ``model_type`` is missing or not supported.
+    """
+    model_type = config.get("model_type")
+    if model_type not in ENCODERS:
+        raise ValueError(
+            f"[encoders] model_type {model_type!r} is not supported. Supported: {', '.join(sorted(ENCODERS))}."
+        )
+    return ENCODERS[model_type]
