@@ -5,6 +5,8 @@ Reading is lazy and strict; writing streams one tensor at a time and never leave
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+OLDER_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 MAX_HEADER_BYTES = 100_000_000  # the bound that the safetensors format sets
 
 # safetensors' names for the types that MLX has.
@@ -207,7 +210,7 @@ def read_header(path: Path | str) -> dict[str, dict[str, Any]]:
             raise broken(f"the data of {name!r} does not fit (truncated file?)")
         spans.append((start, end))
     spans.sort()
-    if any(start < end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
+    if any(start < end for (_, end), (start, _) in itertools.pairwise(spans)):
         raise broken("tensors overlap")
     return header
 
@@ -304,6 +307,37 @@ def read_weights(folder: Path | str) -> dict[str, mx.array]:
                 raise ValueError(f"[checkpoint] tensor {known!r} comes twice in {path.parent}.")
             weights[known] = array
     return weights
+
+
+def ready_folder(source: str | Path, revision: str | None = None) -> Path:
+    """A folder that can be loaded: ``source`` itself, or its converted copy in the cache.
+
+    A hub id, and a folder whose weights or tokenizer are in older formats, are converted on first use into
+    ``$MLX_BERT_CACHE`` (``~/.cache/mlx-bert``).
+
+    Raises:
+        FileNotFoundError: neither a folder nor a hub id that can be fetched.
+        ValueError: the checkpoint is not supported.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() and _is_ready(folder):
+        return folder
+    from convert import convert, hub  # the one way up: only convert knows raw checkpoints and the hub
+
+    raw = hub.fetch(str(source), revision)
+    if _is_ready(raw):
+        return raw
+    newest = max((file.stat().st_mtime_ns for file in raw.iterdir()), default=0)
+    key = hashlib.sha256(f"{raw.resolve()} {newest}".encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("MLX_BERT_CACHE") or "~/.cache/mlx-bert").expanduser() / f"{raw.name}-{key}"
+    return cache if cache.is_dir() else convert(raw, cache)
+
+
+def _is_ready(folder: Path) -> bool:
+    """Whether weights and, if there is one, tokenizer are in the formats that are read without conversion."""
+    has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    older = any((folder / name).is_file() for name in OLDER_TOKENIZERS)
+    return (folder / CONFIG).is_file() and has_weights and ((folder / "tokenizer.json").is_file() or not older)
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

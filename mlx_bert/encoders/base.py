@@ -43,7 +43,7 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
         last_hidden_state: ``(B, L, D)``.
-        hidden_states: the embeddings and each layer's output, ``num_hidden_layers + 1`` arrays ``(B, L, D)``, on request.
+        hidden_states: the embeddings and each layer's output, ``(B, L, D)`` each, on request.
         attentions: each layer's attention probabilities ``(B, H, L, L)``, on request.
     """
 
@@ -54,7 +54,7 @@ class EncoderOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Base of each architecture's config. Fields are the keys of ``config.json``; other keys are kept by the checkpoint."""
+    """Base of each architecture's config. Fields are keys of ``config.json``; the checkpoint keeps the others."""
 
     model_type: str
     vocab_size: int
@@ -88,10 +88,18 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         where = f"[{self.model_type}]"
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{where} expected {name} to be a positive integer but got {value!r}. Check config.json.")
+                raise ValueError(
+                    f"{where} expected {name} to be a positive integer but got {value!r}. Check config.json."
+                )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"{where} expected hidden_size to be a multiple of num_attention_heads but got {self.hidden_size} "

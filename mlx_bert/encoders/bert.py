@@ -74,14 +74,13 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.num_segments = config.type_vocab_size
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def __call__(
-        self, input_ids: mx.array, token_type_ids: mx.array | None, position_ids: mx.array | None
-    ) -> mx.array:
-        if token_type_ids is None:
+    def __call__(self, input_ids: mx.array, token_type_ids: mx.array | None, position_ids: mx.array | None) -> mx.array:
+        if token_type_ids is None or self.num_segments == 1:
             token_type_ids = mx.zeros((1, 1), dtype=mx.int32)
         if position_ids is None:
             position_ids = mx.arange(input_ids.shape[1])[None]
@@ -99,9 +98,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | None, return_weights: bool
-    ) -> tuple[mx.array, mx.array | None]:
+    def __call__(self, x: mx.array, mask: mx.array | None, return_weights: bool) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         dropout = self.dropout_prob if self.training else 0.0
@@ -148,19 +145,19 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def __call__(self, last_hidden_state: mx.array) -> mx.array:
-        return mx.tanh(self.dense(last_hidden_state[:, 0]))
+    def __call__(self, first_state: mx.array) -> mx.array:
+        return mx.tanh(self.dense(first_state))
 
 
 class Model(nn.Module):
-    """The encoder; ``pooler`` is None for a checkpoint without one."""
+    """The encoder. ``pooler`` takes the first token's state ``(B, D)``; None if the checkpoint has none."""
 
-    def __init__(self, config: Config, pooler: bool = True) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
-        self.pooler = Pooler(config) if pooler else None
+        self.pooler = Pooler(config)
 
     def __call__(
         self,
@@ -187,4 +184,6 @@ class Model(nn.Module):
             x, weights = layer(x, mask, output_attentions)
             hidden_states.append(x)
             attentions.append(weights)
-        return EncoderOutput(x, hidden_states if output_hidden_states else None, attentions if output_attentions else None)
+        return EncoderOutput(
+            x, hidden_states if output_hidden_states else None, attentions if output_attentions else None
+        )

@@ -246,4 +246,6 @@ class Model(nn.Module):
             attentions.append(weights)
         x = self.final_norm(x)
         hidden_states[-1] = x
-        return EncoderOutput(x, hidden_states if output_hidden_states else None, attentions if output_attentions else None)
+        return EncoderOutput(
+            x, hidden_states if output_hidden_states else None, attentions if output_attentions else None
+        )

@@ -1,0 +1,260 @@
+"""``BertWithHead``: the only place where an encoder and a head meet.
+
+Dimensions: B batch, N choices or items, L tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from heads import BaseKaggleHead, HeadConfig, create_head, get_head_registry
+from mlx_bert.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    entries_of,
+    float_dtype,
+    read_json,
+    read_weights,
+    ready_folder,
+    write_json,
+    write_safetensors,
+)
+from mlx_bert.core import BertCore
+from mlx_bert.tokenizer import Tokenizer
+
+METADATA = "model_metadata.json"
+ENCODER_FOLDER = "bert"
+HEAD_FOLDER = "head"
+
+
+class BertWithHead(nn.Module):
+    """An encoder with a task head.
+
+    Args:
+        bert: the encoder.
+        head: a head, or the config of one; its ``input_size`` must be the encoder's hidden size.
+        freeze_bert: train the head alone.
+        freeze_bert_layers: freeze the embeddings and this many bottom layers; ``freeze_bert`` wins if both are given.
+        id2label: names of the classes, saved with the model.
+
+    Raises:
+        ValueError: the head does not fit the encoder.
+    """
+
+    def __init__(
+        self,
+        bert: BertCore,
+        head: BaseKaggleHead | HeadConfig | Mapping[str, Any],
+        freeze_bert: bool = False,
+        freeze_bert_layers: int | None = None,
+        id2label: Mapping[int | str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.bert = bert
+        self.head = head if isinstance(head, BaseKaggleHead) else create_head(head)
+        if self.head.config.input_size != bert.get_hidden_size():
+            raise ValueError(
+                f"[BertWithHead] expected a head with input_size {bert.get_hidden_size()}, the encoder's hidden size, "
+                f"but got {self.head.config.input_size}. Set input_size in the head's config."
+            )
+        self.set_labels(id2label)
+        if freeze_bert:
+            self.freeze_bert()
+        elif freeze_bert_layers is not None:
+            self.freeze_bert(freeze_bert_layers)
+
+    def set_labels(self, id2label: Mapping[int | str, str] | None) -> None:
+        """Name the classes; ids may be strings, as JSON spells them."""
+        self._id2label = None if id2label is None else {int(key): str(name) for key, name in id2label.items()}
+
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Class id -> name, or None."""
+        return self._id2label
+
+    def __call__(
+        self,
+        input_ids: mx.array,
+        attention_mask: mx.array | None = None,
+        token_type_ids: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        labels: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **head_inputs: Any,
+    ) -> dict[str, Any] | tuple[mx.array | None, mx.array]:
+        """Run encoder and head.
+
+        Args:
+            input_ids: integers ``(B, L)``, or ``(B, N, L)`` for multiple choice and lists of items.
+            attention_mask, token_type_ids, position_ids: of the same shape, or None.
+            labels: what the head's loss takes; None for no loss.
+            output_attentions, output_hidden_states: also return the encoder's.
+            return_dict: False gives ``(loss, logits)``, with the predictions for a head without logits.
+            head_inputs: what the head's ``forward`` takes besides.
+
+        Returns:
+            All outputs of the head, and ``loss`` (a scalar or None), ``logits``, ``predictions``, ``probabilities``
+            (None where the head has none), ``head_outputs``, ``bert_outputs``; on request ``hidden_states`` and
+            ``attentions``.
+        """
+        flat = [_flatten(array) for array in (input_ids, attention_mask, token_type_ids, position_ids)]
+        encoded = self.bert(*flat, output_attentions, output_hidden_states, compute_pooling=False)
+        states = encoded.last_hidden_state
+        if input_ids.ndim == 3:
+            states = states.reshape(*input_ids.shape, states.shape[-1])
+        outputs = self.head(states, attention_mask, **head_inputs)
+        loss = None if labels is None else self.head.compute_loss(outputs, labels)
+        if not return_dict:
+            return loss, outputs["logits"] if "logits" in outputs else outputs["predictions"]
+        result = {"logits": None, "predictions": None, "probabilities": None, **outputs}
+        result |= {"loss": loss, "head_outputs": outputs, "bert_outputs": encoded}
+        if output_hidden_states:
+            result["hidden_states"] = encoded.hidden_states
+        if output_attentions:
+            result["attentions"] = encoded.attentions
+        return result
+
+    def get_bert(self) -> BertCore:
+        """The encoder."""
+        return self.bert
+
+    def get_head(self) -> BaseKaggleHead:
+        """The head."""
+        return self.head
+
+    def compute_loss(self, predictions: Mapping[str, Any], labels: Any) -> mx.array:
+        """The head's loss of the outputs of a call; a scalar."""
+        return self.head.compute_loss(predictions.get("head_outputs", predictions), labels)
+
+    def compute_metrics(self, predictions: Mapping[str, Any], labels: Any) -> dict[str, float]:
+        """The head's metrics of the outputs of a call."""
+        return self.head.compute_metrics(predictions.get("head_outputs", predictions), labels)
+
+    # --- freezing -----------------------------------------------------------------------------------------------------
+
+    def freeze_bert(self, num_layers: int | None = None) -> None:
+        """Freeze the whole encoder, or its embeddings and ``num_layers`` bottom layers and nothing else.
+
+        Raises:
+            ValueError: fewer than 0 or more layers than there are.
+        """
+        layers = self.bert.encoder.layers
+        if num_layers is None:
+            self.bert.freeze()
+            return
+        if isinstance(num_layers, bool) or not 0 <= num_layers <= len(layers):
+            raise ValueError(f"[BertWithHead] expected num_layers from 0 to {len(layers)} but got {num_layers}.")
+        self.unfreeze_bert()
+        if num_layers > 0:
+            for module in (self.bert.encoder.embeddings, *layers[:num_layers]):
+                module.freeze()
+
+    def unfreeze_bert(self) -> None:
+        """Let the whole encoder train, but for quantised layers, which cannot."""
+        self.bert.unfreeze()
+        for _, module in self.bert.named_modules():
+            if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+                module.freeze(keys=["weight", "scales", "biases"], recurse=False)
+
+    # --- saving and loading -------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+        """Write ``bert/``, ``head/`` and ``model_metadata.json``, and a tokenizer's files into ``bert/``."""
+        folder = Path(folder)
+        (folder / HEAD_FOLDER).mkdir(parents=True, exist_ok=True)
+        self.bert.save_pretrained(folder / ENCODER_FOLDER)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder / ENCODER_FOLDER)
+        write_safetensors(folder / HEAD_FOLDER / WEIGHTS, entries_of(self.head.state_arrays()))
+        write_json(folder / HEAD_FOLDER / CONFIG, self.head.get_config())
+        metadata = {
+            "model_type": "BertWithHead",
+            "bert_type": type(self.bert).__name__,
+            "head_type": get_head_registry().get_name(self.head),
+            "head_class_name": type(self.head).__name__,
+            "head_config_type": str(self.head.config.head_type),
+        }
+        if self._id2label is not None:
+            metadata["id2label"] = {str(key): name for key, name in self._id2label.items()}
+        write_json(folder / METADATA, metadata)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        freeze_bert: bool = False,
+        freeze_bert_layers: int | None = None,
+    ) -> Self:
+        """Load a folder of :meth:`save_pretrained`, or a checkpoint of a Hugging Face task model (folder or hub id).
+
+        Args:
+            source: for example a fine-tuned folder, or a converted ``BertForSequenceClassification``.
+            dtype: type of the weights; None keeps them as stored.
+            revision: branch, tag or commit of a hub id.
+            freeze_bert, freeze_bert_layers: as in the constructor.
+
+        Raises:
+            FileNotFoundError: no such folder, or files are missing.
+            ValueError: an unknown head, or weights that do not fit.
+        """
+        if (Path(source) / METADATA).is_file():
+            model = cls._from_saved(Path(source), dtype)
+        else:
+            model = cls._from_task_checkpoint(ready_folder(source, revision), dtype)
+        if freeze_bert:
+            model.freeze_bert()
+        elif freeze_bert_layers is not None:
+            model.freeze_bert(freeze_bert_layers)
+        return model.eval()
+
+    @classmethod
+    def _from_saved(cls, folder: Path, dtype: str | mx.Dtype | None) -> Self:
+        metadata = read_json(folder / METADATA)
+        head_class = get_head_registry().get_head_class(metadata.get("head_type"))
+        head = head_class.from_config(read_json(folder / HEAD_FOLDER / CONFIG))
+        bert = BertCore.from_pretrained(folder / ENCODER_FOLDER, dtype)
+        _load_head(head, read_weights(folder / HEAD_FOLDER), dtype)
+        return cls(bert, head, id2label=metadata.get("id2label"))
+
+    @classmethod
+    def _from_task_checkpoint(cls, folder: Path, dtype: str | mx.Dtype | None) -> Self:
+        from convert import task_heads  # the one way up: Hugging Face's head names are convert's knowledge
+
+        config = read_json(folder / CONFIG)
+        weights = read_weights(folder)
+        bert = BertCore(config)
+        own, others = bert.names.split(weights)
+        head_config = task_heads.head_from_checkpoint(config, weights.keys())
+        if head_config is None:
+            raise ValueError(
+                f"[BertWithHead] {folder} has no task head that is known here (its other tensors: "
+                f"{', '.join(others[:5]) or 'none'}). Load it with BertCore, or attach a new head with "
+                "create_bert_with_head."
+            )
+        head = create_head(head_config)
+        _load_head(head, task_heads.head_weights(config, weights), dtype)
+        bert.load_weights_from({name: weights.pop(stored) for name, stored in own.items()}, dtype)
+        return cls(bert, head, id2label=config.get("id2label"))
+
+
+def _flatten(array: mx.array | None) -> mx.array | None:
+    """``(B, N, L)`` -> ``(B * N, L)``, which is what encoders take."""
+    return array.reshape(-1, array.shape[-1]) if array is not None and array.ndim == 3 else array
+
+
+def _load_head(head: BaseKaggleHead, weights: dict[str, mx.array], dtype: str | mx.Dtype | None) -> None:
+    dtype = float_dtype(dtype)
+    if dtype is not None:
+        floating = {name for name, array in weights.items() if mx.issubdtype(array.dtype, mx.floating)}
+        weights = {name: array.astype(dtype) if name in floating else array for name, array in weights.items()}
+    head.load_state_arrays(weights)
+    mx.eval(head.state_arrays())

@@ -1,0 +1,199 @@
+"""Text to token ids, over the ``tokenizers`` library and a folder's ``tokenizer.json``.
+
+Dimensions: B batch, L tokens of the longest row.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from tokenizers import Encoding
+from tokenizers import Tokenizer as FastTokenizer
+
+from mlx_bert.checkpoint import CONFIG, read_json
+from mlx_bert.encoders import ENCODERS
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+# Everything that transformers may look for beside tokenizer.json.
+TOKENIZER_FILES = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS,
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+)
+
+
+class Batch(NamedTuple):
+    """What an encoder takes.
+
+    Attributes:
+        input_ids: int32 ``(B, L)``.
+        attention_mask: bool ``(B, L)``, True for real tokens; None when nothing is padded.
+        token_type_ids: int32 ``(B, L)``; None when all are zero.
+    """
+
+    input_ids: mx.array
+    attention_mask: mx.array | None = None
+    token_type_ids: mx.array | None = None
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. The pad id is the tokenizer's own: ``config.json`` is wrong about it in known models.
+
+    Args:
+        fast: the tokenizer of the ``tokenizers`` library.
+        pad_token: the padding token.
+        max_length: the longest row, special tokens included; None for no bound.
+        padding_side: ``"right"`` or ``"left"``.
+        folder: where the files lie, for :meth:`save_pretrained`.
+    """
+
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        pad_token: str = "[PAD]",
+        max_length: int | None = None,
+        padding_side: str = "right",
+        folder: Path | None = None,
+    ) -> None:
+        pad_id = fast.token_to_id(pad_token)
+        if pad_id is None:
+            raise ValueError(
+                f"[tokenizer] expected the padding token {pad_token!r} in the vocabulary but it is not there."
+            )
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"[tokenizer] expected padding_side 'right' or 'left' but got {padding_side!r}.")
+        fast.no_padding()
+        fast.no_truncation()
+        self.fast = fast
+        self.pad_token = pad_token
+        self.pad_id = pad_id
+        self.max_length = max_length
+        self.padding_side = padding_side
+        self.folder = folder
+        self._truncation_lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Tokenizer:
+        """Read ``tokenizer.json`` and its companions from a checkpoint folder (or its ``bert/`` part).
+
+        ``max_length`` is the smaller of the tokenizer's ``model_max_length`` and the encoder's longest row.
+
+        Raises:
+            FileNotFoundError: no ``tokenizer.json``.
+            ValueError: it cannot be read, or has no padding token.
+        """
+        folder = Path(folder)
+        if not (folder / TOKENIZER).is_file() and (folder / "bert" / TOKENIZER).is_file():
+            folder = folder / "bert"
+        if not (folder / TOKENIZER).is_file():
+            raise FileNotFoundError(
+                f"[tokenizer] {folder} has no {TOKENIZER}. "
+                f"Convert the checkpoint first: python -m convert {folder} OUTPUT."
+            )
+        try:
+            fast = FastTokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"[tokenizer] {folder / TOKENIZER} cannot be read: {error}.") from None
+        settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+        special = read_json(folder / SPECIAL_TOKENS) if (folder / SPECIAL_TOKENS).is_file() else {}
+        pad_token = settings.get("pad_token") or special.get("pad_token") or (fast.padding or {}).get("pad_token")
+        if isinstance(pad_token, dict):
+            pad_token = pad_token.get("content")
+        if pad_token is None:
+            pad_token = next((token for token in ("[PAD]", "<pad>") if fast.token_to_id(token) is not None), None)
+        if pad_token is None:
+            raise ValueError(f"[tokenizer] {folder} names no padding token. Add pad_token to {TOKENIZER_CONFIG}.")
+        bounds = [settings.get("model_max_length"), _longest_row(folder)]
+        bounds = [int(bound) for bound in bounds if isinstance(bound, int | float) and 0 < bound < 1_000_000]
+        return cls(fast, pad_token, min(bounds, default=None), settings.get("padding_side") or "right", folder)
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
+    ) -> list[Encoding]:
+        """Tokenise without padding, truncated (longest first for pairs) to ``max_length`` or the tokenizer's own bound.
+
+        Raises:
+            ValueError: not strings, pairs of another number, or a ``max_length`` that leaves no room for text.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("[tokenizer] expected a list of strings. Wrap a single text in a list.")
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"[tokenizer] expected {len(texts)} pairs but got {len(pairs)}. Give one for each text.")
+        max_length = max_length or self.max_length
+        room = self.fast.num_special_tokens_to_add(pairs is not None)
+        if max_length is not None and max_length <= room:
+            raise ValueError(
+                f"[tokenizer] expected max_length above {room}, the number of special tokens, but got {max_length}."
+            )
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        with self._truncation_lock:
+            if max_length is None:
+                self.fast.no_truncation()
+            elif (self.fast.truncation or {}).get("max_length") != max_length:
+                self.fast.enable_truncation(max_length, strategy="longest_first")
+            return self.fast.encode_batch(inputs)
+
+    def pad(self, encodings: Sequence[Encoding], multiple_of: int | None = None) -> Batch:
+        """Pad to the longest row, or to the next multiple (at most ``max_length``), so that shapes repeat."""
+        if not encodings:
+            raise ValueError("[tokenizer] expected at least one encoding to pad but got none.")
+        longest = max(len(encoding) for encoding in encodings)
+        if multiple_of:
+            rounded = -(-longest // multiple_of) * multiple_of
+            longest = max(longest, min(rounded, self.max_length or rounded))
+        shape = (len(encodings), longest)
+        input_ids = np.full(shape, self.pad_id, dtype=np.int32)
+        attention_mask = np.zeros(shape, dtype=np.bool_)
+        token_type_ids = np.zeros(shape, dtype=np.int32)
+        for row, encoding in enumerate(encodings):
+            length = len(encoding)
+            place = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
+            input_ids[row, place] = encoding.ids
+            attention_mask[row, place] = encoding.attention_mask
+            token_type_ids[row, place] = encoding.type_ids
+        return Batch(
+            mx.array(input_ids),
+            None if attention_mask.all() else mx.array(attention_mask),
+            mx.array(token_type_ids) if token_type_ids.any() else None,
+        )
+
+    def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
+    ) -> Batch:
+        """Tokenise and pad in one go."""
+        return self.pad(self.encode(texts, pairs, max_length))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files, as they were read, into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TOKENIZER_FILES if self.folder else ():
+            if (self.folder / name).is_file() and self.folder.resolve() != folder.resolve():
+                shutil.copyfile(self.folder / name, folder / name)
+        if not (folder / TOKENIZER).is_file():
+            self.fast.no_truncation()
+            self.fast.save(str(folder / TOKENIZER))
+
+
+def _longest_row(folder: Path) -> int | None:
+    """What the encoder of the same folder can hold."""
+    if not (folder / CONFIG).is_file():
+        return None
+    config = read_json(folder / CONFIG)
+    encoder = ENCODERS.get(config.get("model_type"))
+    return encoder.Config.from_dict(config).max_tokens if encoder else None
