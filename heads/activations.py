@@ -20,6 +20,11 @@ def gelu(x: mx.array) -> mx.array:
     return nn.gelu(x)
 
 
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU with the tanh approximation, ``gelu_new`` and ``gelu_pytorch_tanh`` of config.json (Hendrycks 2016)."""
+    return nn.gelu_approx(x)
+
+
 def relu(x: mx.array, max_value: float | None = None, negative_slope: float = 0.0, threshold: float = 0.0) -> mx.array:
     """``x`` from ``threshold`` on, capped at ``max_value``; ``negative_slope (x - threshold)`` below."""
     kept = x if max_value is None else mx.minimum(x, max_value)
@@ -153,6 +158,7 @@ def xsilu(alpha: float = 0.0) -> ExpandedGate:
 
 _FUNCTIONS: dict[str, Activation] = {
     "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "relu": relu,
     "silu": silu,
     "swish": silu,
