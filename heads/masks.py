@@ -46,3 +46,10 @@ def masked_softmax(scores: mx.array, mask: mx.array | None, axis: int = -1) -> m
         return mx.softmax(scores, axis=axis)
     weights = mx.softmax(mx.where(mask, scores, mx.finfo(mx.float32).min), axis=axis)
     return mx.where(mask, weights, 0.0)
+
+
+def left_alignment(mask: mx.array) -> tuple[mx.array, mx.array]:
+    """Positions (B, L) that rotate each row so that its first real token comes first, and those that rotate it back."""
+    positions = mx.arange(mask.shape[1])
+    first = mx.argmax(mask, axis=1)[:, None].astype(positions.dtype)
+    return (positions + first) % mask.shape[1], (positions - first) % mask.shape[1]

@@ -10,15 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from heads.activations import create_activation
+from heads.initialization import truncated_normal, truncated_normal_linear  # noqa: F401
 from heads.lookup import build_by_name
 from heads.masks import as_boolean_mask, masked_softmax, zero_padding
-
-INITIALIZER_RANGE = 0.02
-
-
-def truncated_normal(shape: tuple[int, ...], std: float = INITIALIZER_RANGE) -> mx.array:
-    """Normal weights cut at two standard deviations."""
-    return std * mx.random.truncated_normal(-2.0, 2.0, shape)
 
 
 def _check(hidden_states: mx.array, attention_mask: mx.array | None) -> mx.array | None:
@@ -133,9 +127,7 @@ class AttentionPooling(nn.Module):
             raise ValueError(
                 f"[AttentionPooling] expected score_activation 'tanh' or None but got {score_activation!r}. Use one."
             )
-        self.score = nn.Linear(dim, 1)
-        self.score.weight = truncated_normal((1, dim))
-        self.score.bias = mx.zeros((1,))
+        self.score = truncated_normal_linear(dim, 1)
         self.score_activation = score_activation
 
     def __call__(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:
@@ -162,9 +154,7 @@ class WeightedMeanPooling(nn.Module):
         if position_based:
             self.position_scores = mx.zeros((max_length,))
         else:
-            self.gate = nn.Linear(dim, 1)
-            self.gate.weight = truncated_normal((1, dim))
-            self.gate.bias = mx.zeros((1,))
+            self.gate = truncated_normal_linear(dim, 1)
 
     def __call__(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:
         mask = _check(hidden_states, attention_mask)
@@ -199,9 +189,7 @@ class PoolerPooling(nn.Module):
 
     def __init__(self, dim: int, activation: str = "tanh"):
         super().__init__()
-        self.dense = nn.Linear(dim, dim)
-        self.dense.weight = truncated_normal((dim, dim))
-        self.dense.bias = mx.zeros((dim,))
+        self.dense = truncated_normal_linear(dim, dim)
         self.activation = create_activation(activation)
 
     def __call__(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:
