@@ -18,7 +18,10 @@ from heads.config import (
     PoolingType,
     get_default_config_for_head_type,
 )
+from heads.language_modeling import TextGenerationHead
+from heads.multiple_choice import MultipleChoiceHead
 from heads.nlp_tasks import NLPTaskConfig, NLPTaskType
+from heads.question_answering import QuestionAnsweringHead
 from heads.registry import (
     HEADS,
     CompetitionType,
@@ -29,6 +32,8 @@ from heads.registry import (
     register_head_class,
     select_best_head,
 )
+from heads.regression import RegressionHead
+from heads.token_classification import TokenClassificationHead
 
 _CLASS, _LABELS = {"probabilities"}, {"probabilities", "thresholds"}
 # name: (class, kinds of competition, priority among their heads, capabilities)
@@ -37,6 +42,11 @@ _BUILT_IN = {
     "multiclass_classification": (MulticlassClassificationHead, ["multiclass_classification"], 10, _CLASS),
     "multilabel_classification": (MultilabelClassificationHead, ["multilabel_classification"], 10, _LABELS),
     "text_classification": (TextClassificationHead, ["multiclass_classification"], 5, _CLASS),
+    "token_classification": (TokenClassificationHead, [], 0, _CLASS),
+    "question_answering": (QuestionAnsweringHead, [], 0, set()),
+    "text_generation": (TextGenerationHead, [], 0, set()),
+    "multiple_choice": (MultipleChoiceHead, [], 0, _CLASS),
+    "regression": (RegressionHead, ["regression"], 10, {"uncertainty"}),
 }
 for _name, (_class, _competitions, _priority, _capabilities) in _BUILT_IN.items():
     get_head_registry().register(_name, _class, None, _competitions, _priority, _capabilities)
@@ -52,10 +62,15 @@ __all__ = [
     "HeadType",
     "MulticlassClassificationHead",
     "MultilabelClassificationHead",
+    "MultipleChoiceHead",
     "NLPTaskConfig",
     "NLPTaskType",
     "PoolingType",
+    "QuestionAnsweringHead",
+    "RegressionHead",
     "TextClassificationHead",
+    "TextGenerationHead",
+    "TokenClassificationHead",
     "create_head",
     "create_head_from_competition",
     "get_default_config_for_head_type",

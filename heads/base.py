@@ -63,6 +63,8 @@ class BaseKaggleHead(nn.Module, ABC):
         self.config = config.replace(extra={**config.extra, **extra}) if extra else config
         self.head_type = self.config.head_type
         self._check_options()
+        if (size := self._fixed_output_size()) is not None:
+            self.config = self.config.replace(output_size=size)
         self._build_pooling()
         self._build_projection()
         self._build_output_layer()
@@ -81,6 +83,10 @@ class BaseKaggleHead(nn.Module, ABC):
                     f"[{name}] expected {option}={default!r} but got {getattr(self.config, option)!r}. "
                     "This head has no such option."
                 )
+
+    def _fixed_output_size(self) -> int | None:
+        """Return the output size of a head for which it is not a matter of choice, else None."""
+        return None
 
     def option(self, name: str) -> Any:
         """Return the value of one of this head's own options."""
