@@ -1,0 +1,56 @@
+"""Reference models and tokenizers that the tests build; import as ``from reference import redraw``."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+VOCABULARY = (
+    "the a an this that it i you we they he she is was are be have has had do did not no and or but so "
+    "very too good great bad awful fine nice film movie book food day night city house dog cat bird tree "
+    "river sun rain love hate like enjoy want need see hear read eat walk run play work sleep slowly "
+    "quickly today tomorrow never always often red blue green small large old new happy sad angry un "
+    "##ing ##ed ##s ##ly ##er . , ! ? ' -"
+)
+WORDS = VOCABULARY.split()
+
+
+def redraw(model: torch.nn.Module, std: float = 0.3, seed: int = 0) -> torch.nn.Module:
+    """Redraw all weights with a large spread: transformers' own 0.02 hides a wrong GELU or RoPE base."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * std
+            is_norm_weight = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(noise + 1 if is_norm_weight else noise)
+    return model.eval()
+
+
+def word_tokenizer(pad: str = "[PAD]", cls: str = "[CLS]", sep: str = "[SEP]", unk: str = "[UNK]") -> Tokenizer:
+    """A small WordPiece tokenizer over ``WORDS`` and single letters."""
+    tokens = [pad, unk, cls, sep, "[MASK]", *WORDS]
+    tokens += [piece for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for piece in (letter, f"##{letter}")]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [(cls, vocabulary[cls]), (sep, vocabulary[sep])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=special
+    )
+    return tokenizer
+
+
+def save_word_tokenizer(folder: Path, max_length: int = 64) -> None:
+    """Write the small tokenizer as transformers would."""
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=max_length,
+    )
+    fast.save_pretrained(folder)
