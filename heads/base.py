@@ -14,9 +14,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from heads.config import HeadConfig
+from heads.initialization import truncated_normal_linear
 from heads.masks import as_boolean_mask
 from heads.pooling import create_pooling
-from heads.projection import Projection, TaskAttention, scorer
+from heads.projection import Projection, TaskAttention
 
 # Options of HeadConfig that only some heads have a meaning for; a head lists those in FEATURES.
 _OPTIONAL_FEATURES: dict[str, Any] = {
@@ -104,7 +105,9 @@ class BaseKaggleHead(nn.Module, ABC):
 
     def _output_layer(self, output_size: int) -> nn.Linear:
         config = self.config
-        return scorer(self.projection_output_size, output_size, config.output_bias, config.initializer_range)
+        return truncated_normal_linear(
+            self.projection_output_size, output_size, config.output_bias, config.initializer_range
+        )
 
     def _build_output_layer(self) -> None:
         self.output = self._output_layer(self.config.output_size)

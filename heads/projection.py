@@ -13,26 +13,8 @@ import mlx.nn as nn
 
 from heads.activations import create_activation
 from heads.config import ActivationType, HeadConfig
+from heads.initialization import glorot_linear
 from heads.normalization import create_normalization
-from heads.pooling import truncated_normal
-
-
-def dense(input_size: int, output_size: int, bias: bool = True) -> nn.Linear:
-    """Return a Linear with Glorot-uniform weights and zero bias, the initialisation of hidden layers."""
-    layer = nn.Linear(input_size, output_size, bias=bias)
-    layer.weight = nn.init.glorot_uniform()(layer.weight)
-    if bias:
-        layer.bias = mx.zeros((output_size,))
-    return layer
-
-
-def scorer(input_size: int, output_size: int, bias: bool = True, std: float = 0.02) -> nn.Linear:
-    """Return a Linear with truncated normal weights and zero bias, the initialisation of output layers."""
-    layer = nn.Linear(input_size, output_size, bias=bias)
-    layer.weight = truncated_normal((output_size, input_size), std)
-    if bias:
-        layer.bias = mx.zeros((output_size,))
-    return layer
 
 
 def activation_of(config: HeadConfig) -> Callable[[mx.array], mx.array]:
@@ -88,7 +70,7 @@ class HiddenBlock(nn.Module):
 
     def __init__(self, config: HeadConfig, input_size: int, output_size: int):
         super().__init__()
-        build = WeightNormLinear if config.use_weight_norm else dense
+        build = WeightNormLinear if config.use_weight_norm else glorot_linear
         self.dense = build(input_size, output_size, bias=config.hidden_bias)
         name = config.block_normalization
         options = config.normalization_options if config.use_layer_norm else {}
@@ -97,7 +79,7 @@ class HiddenBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout_prob)
         self.residual = config.use_residual_connections
         if self.residual and input_size != output_size:
-            self.skip = dense(input_size, output_size, bias=False)
+            self.skip = glorot_linear(input_size, output_size, bias=False)
         self.norm_after_activation = config.norm_after_activation
 
     def __call__(self, x: mx.array, attention_mask: mx.array | None = None) -> mx.array:

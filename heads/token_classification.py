@@ -15,7 +15,7 @@ from heads import losses
 from heads.base import BaseKaggleHead
 from heads.classification import class_outputs
 from heads.decoding import crf_log_likelihood, crf_viterbi
-from heads.projection import dense
+from heads.initialization import glorot_linear
 from heads.recurrent import StackedRNN
 
 
@@ -48,7 +48,7 @@ class TokenClassificationHead(BaseKaggleHead):
             hidden = self.option("rnn_hidden")
             self.rnn = StackedRNN(width, hidden, layers, bidirectional=True, dropout=self.option("rnn_dropout"))
             self.rnn_norm = nn.LayerNorm(2 * hidden)
-            self.rnn_dense = dense(2 * hidden, width)
+            self.rnn_dense = glorot_linear(2 * hidden, width)
             self.rnn_output_dropout = nn.Dropout(self.config.dropout_prob)
         super()._build_output_layer()
         classes = self.config.output_size
