@@ -33,7 +33,8 @@ for kind in ("float32", "complex64"):
         a, b = (x + 1j * random.standard_normal(x.shape) for x in (a, b))
     x, y = mx.array(a.astype(kind)), mx.array(b.astype(kind))
     wanted = a @ b
-    columns = lambda z: mx.swapaxes(mx.contiguous(mx.swapaxes(z, 1, 2)), 1, 2)  # stored by columns: a transposed operand
+    # An operand stored by columns reaches the BLAS as a transposed one.
+    columns = lambda z: mx.swapaxes(mx.contiguous(mx.swapaxes(z, 1, 2)), 1, 2)
     products = {{"plain": x @ y, "left": columns(x) @ y, "right": x @ columns(y)}}
     if kind == "float32":
         products["addmm"] = mx.addmm(mx.zeros((17,)), x[0], y[0])[None]
