@@ -1,269 +1,110 @@
-"""Losses of single predictions: classification and regression. Pure functions from logits to a loss.
+"""All losses in one place: pure functions from logits (or embeddings, or scores) and labels to a scalar.
 
-Dimension key: N samples (any leading axes), C classes.
-
-Labels equal to ``ignore_index`` (-100) do not count; the mean runs over the rest and is 0 when none remain.
-All arithmetic is float32. A class label outside [0, C) makes the loss NaN, so that it cannot pass unseen.
+Each family has its own file; `LOSSES` names them all.
 """
 
+from collections.abc import Callable
+
 import mlx.core as mx
-import mlx.nn as nn
 
-IGNORE_INDEX = -100
+from heads.auxiliary_losses import (
+    distillation_kl,
+    distillation_loss,
+    ensemble_diversity_loss,
+    hierarchical_consistency_loss,
+    uncertainty_weighted_loss,
+)
+from heads.class_weights import class_weights_from_counts, compute_class_weights
+from heads.classification_losses import binary_cross_entropy, binary_focal_loss, cross_entropy, focal_loss
+from heads.contrastive_losses import (
+    cosine_mse_loss,
+    info_nce_loss,
+    multiple_negatives_ranking_loss,
+    pair_contrastive_loss,
+    supervised_contrastive_loss,
+    triplet_loss,
+    unit_vectors,
+)
+from heads.lookup import find_by_name
+from heads.loss_reduction import IGNORE_INDEX, align_targets, reduce_loss
+from heads.ordinal_losses import cumulative_logits_loss, ordinal_loss, ordinal_probabilities, ordinal_targets
+from heads.ranking_losses import (
+    lambdarank_loss,
+    listnet_loss,
+    pairwise_hinge_loss,
+    pointwise_ranking_loss,
+    ranknet_loss,
+)
+from heads.regression_losses import gaussian_nll_loss, huber_loss, mae_loss, mse_loss, temporal_smoothness_loss
 
-
-def reduce_loss(values: mx.array, reduction: str, weights: mx.array | None = None) -> mx.array:
-    """Reduce per-sample losses.
-
-    Args:
-        values: Losses, any shape, already multiplied by ``weights`` and zero where ignored.
-        reduction: ``"mean"`` (sum over the sum of weights, 0 if that is 0), ``"sum"`` or ``"none"``.
-        weights: Weight of each value, 0 where ignored; None for all ones.
-
-    Raises:
-        ValueError: for another reduction.
-    """
-    if reduction == "none":
-        return values
-    if reduction == "sum":
-        return mx.sum(values)
-    if reduction == "mean":
-        total = mx.array(float(values.size)) if weights is None else mx.sum(weights.astype(mx.float32))
-        return mx.sum(values) / mx.where(total > 0, total, 1.0)
-    raise ValueError(f"[loss] expected reduction 'mean', 'sum' or 'none' but got {reduction!r}. Use one of them.")
-
-
-def _check_classes(logits: mx.array, labels: mx.array) -> None:
-    if tuple(logits.shape[:-1]) != tuple(labels.shape):
-        raise ValueError(
-            f"[loss] expected labels of shape {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)} "
-            f"but got {tuple(labels.shape)}. Give one class index per row of logits."
-        )
-
-
-def align_targets(predictions: mx.array, targets: mx.array) -> mx.array:
-    """Give ``targets`` the shape of ``predictions``; only a last axis of size 1 may differ.
-
-    Raises:
-        ValueError: for any other difference, which would broadcast (N, 1) against (N,) to (N, N).
-    """
-    if predictions.shape == targets.shape:
-        return targets
-    if tuple(predictions.shape) == (*targets.shape, 1):
-        return mx.expand_dims(targets, -1)
-    if tuple(targets.shape) == (*predictions.shape, 1):
-        return mx.squeeze(targets, -1)
-    raise ValueError(
-        f"[loss] expected targets of shape {tuple(predictions.shape)} but got {tuple(targets.shape)}. "
-        "Give one target per prediction."
-    )
-
-
-def _class_losses(
-    logits: mx.array, labels: mx.array, class_weights: mx.array | None, label_smoothing: float, ignore_index: int
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Per sample: loss, weight of its class, log p of its class, and whether it counts."""
-    _check_classes(logits, labels)
-    num_classes = logits.shape[-1]
-    log_probs = nn.log_softmax(logits.astype(mx.float32), axis=-1)
-    counted = labels != ignore_index
-    index = mx.where(counted, labels, 0).astype(mx.int32)
-    valid = (index >= 0) & (index < num_classes)
-    index = mx.where(valid, index, 0)
-    log_p = mx.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
-    log_p = mx.where(valid, log_p, mx.nan)
-    weights = mx.ones((num_classes,)) if class_weights is None else mx.array(class_weights).astype(mx.float32)
-    weight = weights[index]
-    losses = -weight * log_p
-    if label_smoothing:
-        smooth = -mx.sum(weights * log_probs, axis=-1) / num_classes
-        losses = (1 - label_smoothing) * losses + label_smoothing * smooth
-    return mx.where(counted, losses, 0.0), mx.where(counted, weight, 0.0), log_p, counted
+LOSSES: dict[str, Callable[..., mx.array]] = {
+    "cross_entropy": cross_entropy,
+    "focal": focal_loss,
+    "binary_cross_entropy": binary_cross_entropy,
+    "binary_focal": binary_focal_loss,
+    "mse": mse_loss,
+    "mae": mae_loss,
+    "huber": huber_loss,
+    "gaussian_nll": gaussian_nll_loss,
+    "ordinal": ordinal_loss,
+    "cumulative_logits": cumulative_logits_loss,
+    "listnet": listnet_loss,
+    "ranknet": ranknet_loss,
+    "lambdarank": lambdarank_loss,
+    "pairwise_hinge": pairwise_hinge_loss,
+    "pointwise_ranking": pointwise_ranking_loss,
+    "info_nce": info_nce_loss,
+    "multiple_negatives_ranking": multiple_negatives_ranking_loss,
+    "supervised_contrastive": supervised_contrastive_loss,
+    "pair_contrastive": pair_contrastive_loss,
+    "triplet": triplet_loss,
+    "cosine_mse": cosine_mse_loss,
+    "distillation": distillation_loss,
+    "uncertainty": uncertainty_weighted_loss,
+}
 
 
-def cross_entropy(
-    logits: mx.array,
-    labels: mx.array,
-    class_weights: mx.array | None = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE_INDEX,
-    reduction: str = "mean",
-) -> mx.array:
-    """Cross-entropy with the semantics of ``torch.nn.functional.cross_entropy``.
-
-    ``l_n = (1 - e) (-w_y log p_y) + e/C sum_c (-w_c log p_c)``; the mean is ``sum l_n / sum w_{y_n}``.
-
-    Args:
-        logits: (..., C).
-        labels: (...), class indices or ``ignore_index``.
-        class_weights: (C,).
-        label_smoothing: ``e`` in [0, 1).
-        ignore_index: Label that does not count.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Returns:
-        Scalar, or (...) for ``"none"``.
-    """
-    losses, weights, _, _ = _class_losses(logits, labels, class_weights, label_smoothing, ignore_index)
-    return reduce_loss(losses, reduction, weights)
+def get_loss(name: str) -> Callable[..., mx.array]:
+    """Return the loss called ``name``; ValueError lists the names for an unknown one."""
+    return find_by_name(LOSSES, name, "loss")
 
 
-def focal_loss(
-    logits: mx.array,
-    labels: mx.array,
-    gamma: float = 2.0,
-    alpha: float = 1.0,
-    class_weights: mx.array | None = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE_INDEX,
-    reduction: str = "mean",
-) -> mx.array:
-    """Multi-class focal loss ``alpha (1 - p_y)^gamma l_n`` (Lin et al. 2017), plain mean over the samples.
-
-    p_y is the unweighted softmax probability and ``l_n`` the loss of `cross_entropy`, weights and smoothing included.
-
-    Args:
-        logits: (..., C).
-        labels: (...), class indices or ``ignore_index``.
-        gamma: Focusing exponent, at least 0; 0 gives the plain mean of ``l_n``.
-        alpha: Factor on every sample.
-        class_weights: (C,).
-        label_smoothing: Share spread over all classes, in [0, 1).
-        ignore_index: Label that does not count.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-    """
-    losses, _, log_p, counted = _class_losses(logits, labels, class_weights, label_smoothing, ignore_index)
-    losses = alpha * _focus(log_p, gamma) * losses
-    return reduce_loss(mx.where(counted, losses, 0.0), reduction, counted)
-
-
-def _focus(log_p: mx.array, gamma: float) -> mx.array:
-    """``(1 - p)^gamma`` from log p, with a finite gradient at p = 1."""
-    if gamma < 0:
-        raise ValueError(f"[focal loss] expected gamma >= 0 but got {gamma}. The usual value is 2.")
-    if gamma == 0:
-        return mx.ones_like(log_p)
-    return mx.maximum(-mx.expm1(log_p), 1e-7) ** gamma
-
-
-def _binary_terms(
-    logits: mx.array, labels: mx.array, label_smoothing: float, ignore_index: int
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Float logits, smoothed targets y (1 - e) + e/2, and which places count."""
-    labels = align_targets(logits, labels)
-    counted = labels != ignore_index
-    targets = mx.where(counted, labels, 0).astype(mx.float32)
-    return logits.astype(mx.float32), targets * (1 - label_smoothing) + label_smoothing / 2, counted
-
-
-def binary_cross_entropy(
-    logits: mx.array,
-    labels: mx.array,
-    pos_weight: mx.array | float | None = None,
-    weight: mx.array | None = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE_INDEX,
-    reduction: str = "mean",
-) -> mx.array:
-    """Binary cross-entropy from logits, as ``torch.nn.functional.binary_cross_entropy_with_logits``.
-
-    ``-w (pos_weight y log s(z) + (1 - y) log(1 - s(z)))``; the mean runs over all places that count.
-
-    Args:
-        logits: (...), for instance (B, C) of a multi-label task or (B, 1).
-        labels: 0 to 1, or ``ignore_index``; the shape of ``logits`` up to a last axis of 1.
-        pos_weight: Factor on positive labels, scalar or (C,).
-        weight: Factor on every place, broadcast against ``logits``.
-        label_smoothing: ``e``: the target is ``y (1 - e) + e/2``.
-        ignore_index: Label that does not count.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-    """
-    logits, targets, counted = _binary_terms(logits, labels, label_smoothing, ignore_index)
-    losses = _weighted_bce(logits, targets, pos_weight)
-    if weight is not None:
-        losses = losses * weight
-    return reduce_loss(mx.where(counted, losses, 0.0), reduction, counted)
-
-
-def _weighted_bce(logits: mx.array, targets: mx.array, pos_weight: mx.array | float | None) -> mx.array:
-    factor = 1.0 if pos_weight is None else 1 + (pos_weight - 1) * targets
-    return (1 - targets) * logits + factor * nn.softplus(-logits)
-
-
-def binary_focal_loss(
-    logits: mx.array,
-    labels: mx.array,
-    gamma: float = 2.0,
-    alpha: float | None = 0.25,
-    pos_weight: mx.array | float | None = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE_INDEX,
-    reduction: str = "mean",
-) -> mx.array:
-    """Binary focal loss ``a_t (1 - p_t)^gamma BCE`` (Lin et al. 2017); p_t is the true probability of the label.
-
-    Args:
-        logits: (...).
-        labels: 0 or 1, as in `binary_cross_entropy`.
-        gamma: Focusing exponent, at least 0.
-        alpha: Weight of positives; negatives get ``1 - alpha``. None: no such weights.
-        pos_weight: Factor on positive labels inside the BCE.
-        label_smoothing: Smoothing of the targets inside the BCE.
-        ignore_index: Label that does not count.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-    """
-    hard = align_targets(logits, labels) > 0.5
-    logits, targets, counted = _binary_terms(logits, labels, label_smoothing, ignore_index)
-    losses = _weighted_bce(logits, targets, pos_weight) * _focus(-nn.softplus(mx.where(hard, -logits, logits)), gamma)
-    if alpha is not None:
-        losses = losses * mx.where(hard, alpha, 1 - alpha)
-    return reduce_loss(mx.where(counted, losses, 0.0), reduction, counted)
-
-
-def _residual_loss(values: mx.array, predictions: mx.array, weights: mx.array | None, reduction: str) -> mx.array:
-    if weights is None:
-        return reduce_loss(values, reduction)
-    weights = mx.broadcast_to(align_targets(predictions, weights), values.shape).astype(mx.float32)
-    # Where the weight is 0 the target may be anything, NaN too.
-    return reduce_loss(mx.where(weights != 0, weights * values, 0.0), reduction, weights)
-
-
-def _residual(predictions: mx.array, targets: mx.array, weights: mx.array | None) -> mx.array:
-    targets = align_targets(predictions, targets)
-    if weights is not None:
-        targets = mx.where(align_targets(predictions, weights) != 0, targets, mx.stop_gradient(predictions))
-    return predictions.astype(mx.float32) - targets.astype(mx.float32)
-
-
-def mse_loss(
-    predictions: mx.array, targets: mx.array, weights: mx.array | None = None, reduction: str = "mean"
-) -> mx.array:
-    """Mean squared error. Any number is a target, -100 too: say what does not count with ``weights`` of 0.
-
-    Args:
-        predictions: (...).
-        targets: Same shape, up to a last axis of 1.
-        weights: Weight or mask per prediction, same shape; the mean is over their sum.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-    """
-    return _residual_loss(mx.square(_residual(predictions, targets, weights)), predictions, weights, reduction)
-
-
-def mae_loss(
-    predictions: mx.array, targets: mx.array, weights: mx.array | None = None, reduction: str = "mean"
-) -> mx.array:
-    """Mean absolute error; arguments as in `mse_loss`."""
-    return _residual_loss(mx.abs(_residual(predictions, targets, weights)), predictions, weights, reduction)
-
-
-def huber_loss(
-    predictions: mx.array,
-    targets: mx.array,
-    delta: float = 1.0,
-    weights: mx.array | None = None,
-    reduction: str = "mean",
-) -> mx.array:
-    """``r^2 / 2`` where ``|r| <= delta``, else ``delta |r| - delta^2 / 2``; other arguments as in `mse_loss`."""
-    size = mx.abs(_residual(predictions, targets, weights))
-    clipped = mx.minimum(size, delta)
-    return _residual_loss(clipped * (size - clipped / 2), predictions, weights, reduction)
+__all__ = [
+    "IGNORE_INDEX",
+    "LOSSES",
+    "align_targets",
+    "binary_cross_entropy",
+    "binary_focal_loss",
+    "class_weights_from_counts",
+    "compute_class_weights",
+    "cosine_mse_loss",
+    "cross_entropy",
+    "cumulative_logits_loss",
+    "distillation_kl",
+    "distillation_loss",
+    "ensemble_diversity_loss",
+    "focal_loss",
+    "gaussian_nll_loss",
+    "get_loss",
+    "hierarchical_consistency_loss",
+    "huber_loss",
+    "info_nce_loss",
+    "lambdarank_loss",
+    "listnet_loss",
+    "mae_loss",
+    "mse_loss",
+    "multiple_negatives_ranking_loss",
+    "ordinal_loss",
+    "ordinal_probabilities",
+    "ordinal_targets",
+    "pair_contrastive_loss",
+    "pairwise_hinge_loss",
+    "pointwise_ranking_loss",
+    "ranknet_loss",
+    "reduce_loss",
+    "supervised_contrastive_loss",
+    "temporal_smoothness_loss",
+    "triplet_loss",
+    "uncertainty_weighted_loss",
+    "unit_vectors",
+]
