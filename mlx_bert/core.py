@@ -229,6 +229,8 @@ class BertCore(nn.Module):
 
     def load_weights_from(self, weights: dict[str, mx.array], dtype: str | mx.Dtype | None = None) -> None:
         """Take weights under Hugging Face's names without prefix. Empties ``weights``."""
+        for name in self.config.unused_tensors:
+            weights.pop(name, None)
         memory = self.names.to_memory(weights)
         if hasattr(self.encoder, "pooler") and not any(name.startswith("pooler.") for name in memory):
             self.encoder.pooler = None

@@ -82,6 +82,11 @@ class EncoderConfig:
         """The longest row that the position table holds."""
         return self.max_position_embeddings
 
+    @property
+    def unused_tensors(self) -> frozenset[str]:
+        """Names on disk, without prefix, of tensors that a checkpoint may carry and this config does not use."""
+        return frozenset()
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as ``config.json`` spells them."""
         return asdict(self)
@@ -123,17 +128,20 @@ def activation(name: str) -> Callable[[mx.array], mx.array]:
     return ACTIVATIONS[name]
 
 
-def check_inputs(config: EncoderConfig, input_ids: mx.array, attention_mask: mx.array | None) -> None:
+def check_inputs(
+    config: EncoderConfig, input_ids: mx.array, attention_mask: mx.array | None, bounded: bool = True
+) -> None:
     """Refuse ids of the wrong rank, empty or over-long rows and a mask of another shape, from shapes alone.
 
-    An embedding look-up outside its table gives garbage without an error in MLX, hence the check on the length.
+    An embedding look-up outside its table gives garbage without an error in MLX, hence the check on the length;
+    ``bounded=False`` is for encoders without such a table.
     """
     where = f"[{config.model_type}]"
     if input_ids.ndim != 2 or 0 in input_ids.shape:
         raise ValueError(f"{where} expected input_ids of shape (B, L), neither 0, but got {input_ids.shape}.")
     if not mx.issubdtype(input_ids.dtype, mx.integer):
         raise ValueError(f"{where} expected integer input_ids but got {input_ids.dtype}. Tokenise the text first.")
-    if input_ids.shape[1] > config.max_tokens:
+    if bounded and input_ids.shape[1] > config.max_tokens:
         raise ValueError(
             f"{where} expected at most {config.max_tokens} tokens a row but got {input_ids.shape[1]}. "
             "Truncate the input (max_length)."
@@ -164,6 +172,16 @@ def open_blind_rows(mask: mx.array) -> mx.array:
     return mask | ~mx.any(mask, axis=-1, keepdims=True)
 
 
+def masked_bias(bias: mx.array, mask: mx.array | None) -> mx.array:
+    """One array to add to attention scores: a bias where attention is allowed, a very low number elsewhere.
+
+    Args:
+        bias: ``(B or 1, H, L, L)`` in the type of the hidden states.
+        mask: boolean, True where attention is allowed, broadcast to ``(B, H, L, L)``; or None.
+    """
+    return bias if mask is None else mx.where(mask, bias, mx.finfo(bias.dtype).min)
+
+
 def attend(
     query: mx.array,
     key: mx.array,
@@ -171,25 +189,29 @@ def attend(
     mask: mx.array | None,
     dropout: float = 0.0,
     return_weights: bool = False,
+    scale: float | None = None,
 ) -> tuple[mx.array, mx.array | None]:
     """Scaled dot-product attention (Vaswani et al. 2017), fused unless the probabilities themselves are needed.
 
     Args:
         query, key, value: ``(B, H, L, d)``.
-        mask: boolean, True where attention is allowed, broadcast to ``(B, H, L, L)``; or None.
+        mask: boolean, True where attention is allowed, broadcast to ``(B, H, L, L)``; or None; or what
+            :func:`masked_bias` gives.
         dropout: probability of dropping an attention probability; 0 outside training.
         return_weights: also return the probabilities.
+        scale: factor on ``query @ key``; None for ``1 / sqrt(d)``.
 
     Returns:
         The output ``(B, L, H * d)``, and the probabilities ``(B, H, L, L)`` or None.
     """
     B, _, L, d = query.shape
-    scale = 1.0 / math.sqrt(d)
+    scale = 1.0 / math.sqrt(d) if scale is None else scale
     weights = None
     if return_weights or dropout > 0:
         scores = (query * scale) @ key.swapaxes(-1, -2)
         if mask is not None:
-            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+            is_boolean = mask.dtype == mx.bool_
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min) if is_boolean else scores + mask
         weights = mx.softmax(scores, axis=-1, precise=True)
         kept = weights
         if dropout > 0:
@@ -203,8 +225,9 @@ def attend(
 class NameMap:
     """Reversible map between the names on disk (Hugging Face's) and the names in memory.
 
-    The table goes from a module's path in memory to its path on disk. ``{n}`` stands for a layer number. Several paths
-    on disk mean that the file keeps apart what memory holds as one, concatenated along the first axis (q, k and v).
+    The table goes from a module's path in memory to its path on disk. ``{n}`` stands for a layer number, ``{m}`` for a
+    number within layer ``n``. Several paths on disk mean that the file keeps apart what memory holds as one,
+    concatenated along the first axis (q, k and v).
 
     Args:
         prefix: what task checkpoints put before the encoder's names, such as ``"bert."``.
@@ -239,14 +262,14 @@ class NameMap:
         path, _, suffix = name.rpartition(".")
         for pattern, memory, part in self._from_disk:
             if match := pattern.fullmatch(path):
-                return memory.replace("{n}", match.groupdict().get("n") or ""), part, suffix
+                return memory.format(**match.groupdict()), part, suffix
         return None
 
     def disk_paths(self, memory_path: str) -> list[str]:
         """The module paths on disk (without prefix) of one module in memory."""
         for pattern, disks in self._from_memory:
             if match := pattern.fullmatch(memory_path):
-                return [disk.replace("{n}", match.groupdict().get("n") or "") for disk in disks]
+                return [disk.format(**match.groupdict()) for disk in disks]
         raise ValueError(f"[encoders] no name on disk is known for the module {memory_path!r}.")
 
     def to_memory(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -285,4 +308,4 @@ class NameMap:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)"))
+    return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
