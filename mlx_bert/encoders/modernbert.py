@@ -29,6 +29,9 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 DEFAULT_THETA = {GLOBAL: 160_000.0, LOCAL: 10_000.0}
 LEGACY_THETA = {GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"}
 
+# From this many windows on, blocks of the sequence attend to their neighbours only, instead of all to all under a mask.
+BLOCKS_FROM = 8
+
 NAMES = NameMap(
     prefix="model.",
     table={
@@ -155,12 +158,21 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.attention_dropout)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None, position_ids: mx.array | None, return_weights: bool
+        self,
+        x: mx.array,
+        mask: mx.array | None,
+        position_ids: mx.array | None,
+        return_weights: bool = False,
+        window: int | None = None,
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         q, k = rotate(q, self.theta, position_ids), rotate(k, self.theta, position_ids)
-        x, weights = attend(q, k, v, mask, self.dropout_prob if self.training else 0.0, return_weights)
+        dropout = self.dropout_prob if self.training else 0.0
+        if window is None:
+            x, weights = attend(q, k, v, mask, dropout, return_weights)
+        else:
+            x, weights = attend_in_blocks(q, k, v, mask, window, dropout), None
         return self.dropout(self.out(x)), weights
 
 
@@ -192,9 +204,14 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None, position_ids: mx.array | None, return_weights: bool = False
+        self,
+        x: mx.array,
+        mask: mx.array | None,
+        position_ids: mx.array | None,
+        return_weights: bool = False,
+        window: int | None = None,
     ) -> tuple[mx.array, mx.array | None]:
-        attended, weights = self.attention(self.attention_norm(x), mask, position_ids, return_weights)
+        attended, weights = self.attention(self.attention_norm(x), mask, position_ids, return_weights, window)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), weights
 
@@ -206,6 +223,52 @@ def local_mask(mask: mx.array | None, length: int, window: int) -> mx.array | No
     positions = mx.arange(length)
     near = mx.abs(positions[:, None] - positions[None, :]) <= window
     return near[None, None] if mask is None else open_blind_rows(near & mask)
+
+
+def block_mask(attention_mask: mx.array | None, batch: int, length: int, window: int) -> mx.array:
+    """The mask of :func:`attend_in_blocks`: within the window, real, and inside the row.
+
+    Returns:
+        Boolean ``(B * n, 1, window, 3 * window)`` for the ``n`` blocks of each row.
+    """
+    blocks = -(-length // window)
+    real = mx.ones((batch, length), dtype=mx.bool_) if attention_mask is None else attention_mask.astype(mx.bool_)
+    real = mx.pad(real, [(0, 0), (window, (blocks + 1) * window - length)])
+    real = real.reshape(batch, blocks + 2, window)
+    real = mx.concatenate([real[:, :-2], real[:, 1:-1], real[:, 2:]], axis=-1)
+    distance = mx.arange(3 * window)[None, :] - window - mx.arange(window)[:, None]
+    near = mx.abs(distance) <= window
+    return open_blind_rows(near & real.reshape(batch * blocks, 1, 1, 3 * window))
+
+
+def attend_in_blocks(
+    query: mx.array, key: mx.array, value: mx.array, mask: mx.array, window: int, dropout: float = 0.0
+) -> mx.array:
+    """Local attention in time linear in ``L``: each block of ``window`` queries sees the 3 blocks of keys around it.
+
+    Args:
+        query, key, value: ``(B, H, L, d)``.
+        mask: of :func:`block_mask`.
+        window: how far a token sees to each side.
+        dropout: as in :func:`mlx_bert.encoders.base.attend`.
+
+    Returns:
+        ``(B, L, H * d)``, equal to dense attention under :func:`local_mask` at every real position.
+    """
+    B, H, L, d = query.shape
+    blocks = -(-L // window)
+    behind = (blocks + 1) * window - L
+
+    def neighbours(x: mx.array) -> mx.array:
+        x = mx.pad(x, [(0, 0), (0, 0), (window, behind), (0, 0)])
+        row = x.shape[2] * d
+        x = mx.as_strided(x, (B, blocks, H, 3 * window, d), (H * row, window * d, row, d, 1))
+        return x.reshape(B * blocks, H, 3 * window, d)
+
+    query = mx.pad(query, [(0, 0), (0, 0), (0, behind - window), (0, 0)])
+    query = query.reshape(B, H, blocks, window, d).transpose(0, 2, 1, 3, 4).reshape(B * blocks, H, window, d)
+    x, _ = attend(query, neighbours(key), neighbours(value), mask, dropout)
+    return x.reshape(B, blocks * window, H * d)[:, :L]
 
 
 class Model(nn.Module):
@@ -236,12 +299,20 @@ class Model(nn.Module):
             position_ids: ``(B, L)`` or ``(1, L)``; None for 0, 1, 2, ... The local window goes by place, not by these.
         """
         check_inputs(self.config, input_ids, attention_mask)
+        window = self.config.local_attention // 2
+        in_blocks = 0 < window * BLOCKS_FROM <= input_ids.shape[1] and not output_attentions
         everywhere = key_padding_mask(attention_mask)
-        nearby = local_mask(everywhere, input_ids.shape[1], self.config.local_attention // 2)
+        if in_blocks:
+            nearby = block_mask(attention_mask, *input_ids.shape, window)
+        else:
+            nearby = local_mask(everywhere, input_ids.shape[1], window)
         x = self.embeddings(input_ids)
         hidden_states, attentions = [x], []
         for layer in self.layers:
-            x, weights = layer(x, nearby if layer.is_local else everywhere, position_ids, output_attentions)
+            if layer.is_local:
+                x, weights = layer(x, nearby, position_ids, output_attentions, window if in_blocks else None)
+            else:
+                x, weights = layer(x, everywhere, position_ids, output_attentions)
             hidden_states.append(x)
             attentions.append(weights)
         x = self.final_norm(x)

@@ -1,11 +1,14 @@
 """ModernBERT against transformers."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import transformers
+from mlx.utils import tree_flatten
 
 from mlx_bert.core import BertCore
+from mlx_bert.encoders import modernbert
 from mlx_bert.encoders.modernbert import Config
 
 TINY = {
@@ -69,6 +72,40 @@ def test_a_local_layer_sees_half_the_window_to_each_side():
     seen = np.array(attentions[0])[0, 0] > 0
     distance = np.abs(np.arange(20)[:, None] - np.arange(20)[None, :])
     assert np.array_equal(seen, distance <= 4)
+
+
+@pytest.mark.parametrize("length", [32, 33, 39, 61])
+def test_local_attention_in_blocks_equals_dense_attention(length, monkeypatch):
+    core = BertCore({"model_type": "modernbert", **TINY}).eval()
+    ids = mx.random.randint(3, 99, (3, length))
+    masks = [None, mx.arange(length)[None] < mx.array([[length], [9], [1]])]
+    masks.append(masks[1][:, ::-1])
+    calls = []
+    in_blocks = modernbert.attend_in_blocks
+    monkeypatch.setattr(modernbert, "attend_in_blocks", lambda *given: calls.append(1) or in_blocks(*given))
+    for mask in masks:
+        calls.clear()
+        blocks = core(ids, mask).last_hidden_state
+        assert len(calls) == 2  # of four layers, two are local
+        with monkeypatch.context() as patch:
+            patch.setattr(modernbert, "BLOCKS_FROM", 1000)
+            dense = core(ids, mask).last_hidden_state
+        assert len(calls) == 2
+        real = np.ones((3, length), bool) if mask is None else np.array(mask)
+        assert np.abs(np.array(blocks) - np.array(dense))[real].max() < 2e-5
+    assert mx.all(mx.isfinite(core(ids, mx.zeros((3, length))).last_hidden_state)).item()
+
+
+def test_parity_at_a_length_taken_in_blocks(assert_parity):
+    options = {**TINY, "num_hidden_layers": 3, "max_position_embeddings": 160}
+    assert_parity(transformers.ModernBertModel(transformers.ModernBertConfig(**options)), length=70)
+
+
+def test_gradients_through_blocks():
+    core = BertCore({"model_type": "modernbert", **TINY})
+    loss = lambda model, ids: model(ids).last_hidden_state.square().mean()  # noqa: E731
+    _, gradients = nn.value_and_grad(core, loss)(core, mx.random.randint(3, 99, (2, 40)))
+    assert all(mx.all(mx.isfinite(array)).item() for _, array in tree_flatten(gradients))
 
 
 def test_scaled_rotary_positions_are_refused():
