@@ -1,0 +1,159 @@
+"""Reading back what a conversion wrote: every tensor, its values, and whether the model runs.
+
+Dimensions: B batch, L tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+
+from convert.quantize import dequantized
+from convert.weights import open_weights
+from mlx_bert.checkpoint import TensorEntry, load_strict, quantize_like
+from mlx_bert.encoders.base import EncoderConfig, EncoderOutput
+
+PROBES = (
+    "A short sentence.",
+    "The weather is lovely today, and nobody expected it after such a long week of rain.",
+    "Transformers encode every token in the light of all others.",
+    "No!",
+)
+MAX_PROBE_TOKENS = 32
+
+
+def verify_weights(
+    folder: Path, source: Mapping[str, TensorEntry], quantization: Mapping[str, Any] | None = None
+) -> float:
+    """Compare each tensor in ``folder`` with its source, one at a time.
+
+    Args:
+        folder: what was written.
+        source: tensors by today's names, in the types that they have in the source.
+        quantization: ``config.json["quantization"]`` of what was written.
+
+    Returns:
+        The largest relative error (Frobenius norm) of a quantised matrix; 0 without quantisation.
+
+    Raises:
+        ValueError: a tensor is missing, too many, misshapen, or differs from its source after the cast.
+    """
+    written = open_weights(folder)
+    packed = {name.removesuffix(".scales") + ".weight" for name in written if name.endswith(".scales")}
+    written = dequantized(written, quantization)
+    if differing := written.keys() ^ source.keys():
+        raise ValueError(f"[verify] the tensor {min(differing)!r} is in only one of source and result.")
+    worst = 0.0
+    for name, entry in source.items():
+        result = written[name]
+        if result.shape != entry.shape:
+            raise ValueError(f"[verify] expected {name!r} to have shape {entry.shape} but got {result.shape}.")
+        with mx.stream(mx.cpu):
+            ours, theirs = result.load(), entry.load().astype(result.dtype)
+            if name in packed:
+                ours, theirs = ours.astype(mx.float32), theirs.astype(mx.float32)
+                error = mx.linalg.norm(ours - theirs) / mx.maximum(mx.linalg.norm(theirs), 1e-12)
+                worst = max(worst, error.item())
+            elif not mx.array_equal(ours, theirs, equal_nan=True).item():
+                raise ValueError(f"[verify] the values of {name!r} differ from the source's. Convert again.")
+        del ours, theirs
+        mx.clear_cache()
+    if worst > 0.5:
+        raise ValueError(f"[verify] a quantised matrix is {worst:.2f} off its source (relative). Use more bits.")
+    return worst
+
+
+def verify_outputs(
+    folder: Path,
+    architecture: ModuleType,
+    config: Mapping[str, Any],
+    source: Mapping[str, TensorEntry] | None = None,
+) -> float | None:
+    """Run the written encoder on probe texts; with ``source``, also the source's weights in float32.
+
+    Args:
+        folder: what was written, with its tokenizer if it has one.
+        architecture: the encoder's file.
+        config: the written ``config.json``.
+        source: tensors by today's names, to compare with.
+
+    Returns:
+        The smallest cosine between a probe's mean-pooled outputs ``(B, D)`` from both, or None without ``source``.
+
+    Raises:
+        ValueError: the outputs are not finite.
+    """
+    input_ids, mask = probe_batch(folder, architecture.Config.from_dict(config))
+    pooled = _run(architecture, config, open_weights(folder).values(), input_ids, mask)
+    if not mx.all(mx.isfinite(pooled)).item():
+        raise ValueError("[verify] the model's outputs are not finite. Convert with --dtype float32 or bfloat16.")
+    if source is None:
+        return None
+    plain = {key: value for key, value in config.items() if key != "quantization"}
+    reference = _run(architecture, plain, source.values(), input_ids, mask, mx.float32)
+    norms = mx.linalg.norm(pooled, axis=-1) * mx.linalg.norm(reference, axis=-1)
+    return mx.min(mx.sum(pooled * reference, axis=-1) / mx.maximum(norms, 1e-12)).item()
+
+
+def _run(
+    architecture: ModuleType,
+    config: Mapping[str, Any],
+    entries: Iterable[TensorEntry],
+    input_ids: mx.array,
+    mask: mx.array,
+    dtype: mx.Dtype | None = None,
+) -> mx.array:
+    """Mean of the real tokens' states, float32 ``(B, D)``."""
+    by_name = {entry.name: entry for entry in entries}
+    own, _ = architecture.NAMES.split(by_name)
+    with mx.stream(mx.cpu):  # float64 exists on the CPU only
+        weights = architecture.NAMES.to_memory({name: _loadable(by_name[stored]) for name, stored in own.items()})
+    model = architecture.Model(architecture.Config.from_dict(config))
+    if hasattr(model, "pooler") and not any(name.startswith("pooler.") for name in weights):
+        model.pooler = None
+    quantize_like(model, weights, config.get("quantization"))
+    load_strict(model, weights, dtype, where="verify")
+    model.eval()
+    output: EncoderOutput = model(input_ids, mask)
+    states = output.last_hidden_state.astype(mx.float32)
+    real = mask[..., None].astype(mx.float32)
+    pooled = mx.sum(states * real, axis=1) / mx.sum(real, axis=1)
+    mx.eval(pooled)
+    return pooled
+
+
+def _loadable(entry: TensorEntry) -> mx.array:
+    array = entry.load()
+    return array.astype(mx.float32) if array.dtype == mx.float64 else array
+
+
+def probe_batch(folder: Path, config: EncoderConfig) -> tuple[mx.array, mx.array]:
+    """Token ids and mask ``(B, L)`` of the probe texts, padded on the right; made-up ids without a tokenizer.
+
+    Raises:
+        ValueError: the tokenizer gives ids that the embedding table does not have.
+    """
+    made_up = [[(7 * row + 3 * place + 1) % config.vocab_size for place in range(4 + 5 * row)] for row in range(4)]
+    rows = [row[: min(MAX_PROBE_TOKENS, config.max_tokens)] for row in _tokenise(folder) or made_up]
+    largest = max(max(row) for row in rows)
+    if largest >= config.vocab_size:
+        raise ValueError(f"[verify] the tokenizer gives the id {largest}, but the vocabulary has {config.vocab_size}.")
+    length = max(len(row) for row in rows)
+    input_ids = mx.array([row + [0] * (length - len(row)) for row in rows])
+    mask = mx.array([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return input_ids, mask
+
+
+def _tokenise(folder: Path) -> list[list[int]] | None:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(PROBES))]
+    return rows if all(rows) else None
