@@ -130,8 +130,9 @@ class BertCore(nn.Module):
 
     def __init__(self, config: EncoderConfig | Mapping[str, Any], compute_additional_pooling: bool = True) -> None:
         super().__init__()
-        self._stored_config = dict(config) if isinstance(config, Mapping) else config.to_dict()
-        self._architecture = find_encoder(self._stored_config)
+        config = dict(config) if isinstance(config, Mapping) else config.to_dict()
+        self._architecture = find_encoder(config)
+        self._stored_config = self._architecture.Config.modernise(config)
         self.config = self._architecture.Config.from_dict(self._stored_config)
         self.compute_additional_pooling = compute_additional_pooling
         self.encoder = self._architecture.Model(self.config)
@@ -224,8 +225,8 @@ class BertCore(nn.Module):
 
     @property
     def names(self) -> Any:
-        """The architecture's reversible map between names on disk and in memory."""
-        return self._architecture.NAMES
+        """The architecture's reversible map between names on disk and in memory, for this config."""
+        return self._architecture.NAMES.of(self.config)
 
     def load_weights_from(self, weights: dict[str, mx.array], dtype: str | mx.Dtype | None = None) -> None:
         """Take weights under Hugging Face's names without prefix. Empties ``weights``."""
@@ -265,7 +266,8 @@ def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     Raises:
         ValueError: a key that the architecture does not have.
     """
-    fields = find_encoder(config).Config.__dataclass_fields__
+    config_class = find_encoder(config).Config
+    fields = config_class.__dataclass_fields__
     if unknown := [key for key in overrides if key not in fields]:
         raise ValueError(f"[BertCore] unknown config keys {unknown}. Known: {', '.join(sorted(fields))}.")
-    return {**config, **overrides}
+    return {**config_class.modernise(config), **overrides}

@@ -5,6 +5,8 @@ Dimensions: B batch, L tokens, D hidden size, H attention heads, d = D / H.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -65,12 +67,18 @@ class EncoderConfig:
     initializer_range: float = 0.02
 
     @classmethod
+    def modernise(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A parsed ``config.json`` in the keys of this class, where checkpoints with other keys exist. Idempotent."""
+        return dict(config)
+
+    @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Read the fields from a parsed ``config.json``; keys that don't concern the encoder are passed over.
 
         Raises:
             ValueError: a key without a default is missing, or a value does not fit.
         """
+        config = cls.modernise(config)
         known = {field.name: field for field in fields(cls)}
         missing = [name for name, field in known.items() if field.default is MISSING and name not in config]
         if missing:
@@ -232,16 +240,40 @@ class NameMap:
     Args:
         prefix: what task checkpoints put before the encoder's names, such as ``"bert."``.
         table: module path in memory -> module path or paths on disk.
+        older: the same for another spelling, from the time when the checkpoints came with code of their own. It is
+            read, never written. A module of ``table`` that is spelled alike need not be repeated.
+        older_prefix: the prefix that goes with it.
+        rows: for fused modules whose parts differ in size: config -> {module path in memory: rows of each part}.
+        prepare: turns tensors as in the file into tensors that the tables know: (weights, config) -> weights.
     """
 
-    def __init__(self, prefix: str, table: Mapping[str, str | tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        table: Mapping[str, str | tuple[str, ...]],
+        older: Mapping[str, str | tuple[str, ...]] | None = None,
+        older_prefix: str | None = None,
+        rows: Callable[[Any], Mapping[str, tuple[int, ...]]] | None = None,
+        prepare: Callable[[dict[str, mx.array], Any], dict[str, mx.array]] | None = None,
+    ) -> None:
         self.prefix = prefix
         self.table = {memory: (disk,) if isinstance(disk, str) else disk for memory, disk in table.items()}
+        self.older = {memory: (disk,) if isinstance(disk, str) else disk for memory, disk in (older or {}).items()}
+        self._prefixes = (prefix,) if older_prefix is None else (prefix, older_prefix)
         self._from_disk = [
-            (_pattern(disk), memory, part) for memory, disks in self.table.items() for part, disk in enumerate(disks)
+            (_pattern(disk), memory, disks)
+            for memory, disks in [*self.table.items(), *self.older.items()]
+            for disk in disks
         ]
-        self._from_memory = [(_pattern(memory), disks) for memory, disks in self.table.items()]
-        self._roots = {disk.split(".")[0] for disks in self.table.values() for disk in disks}
+        self._from_memory = [(_pattern(memory), memory) for memory in self.table]
+        self._roots = {disk.split(".")[0] for _, _, disks in self._from_disk for disk in disks}
+        self._rows, self._prepare, self._config = rows, prepare, None
+
+    def of(self, config: Any) -> Self:
+        """This map for the tensors of one config, which settles the sizes of unequal parts."""
+        bound = copy.copy(self)
+        bound._config = config
+        return bound
 
     def split(self, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         """Tell an encoder's tensors from the others (heads) in a checkpoint of a base or of a task model.
@@ -250,27 +282,33 @@ class NameMap:
             The encoder's names, from the name without prefix to the name in the file; and all other names.
         """
         names = list(names)
-        if any(name.startswith(self.prefix) for name in names):
-            own = {name.removeprefix(self.prefix): name for name in names if name.startswith(self.prefix)}
+        for prefix in self._prefixes:
+            if own := {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}:
+                break
         else:
             own = {name: name for name in names if name.split(".")[0] in self._roots}
         taken = set(own.values())
         return own, [name for name in names if name not in taken]
 
-    def _locate(self, name: str) -> tuple[str, int, str] | None:
-        """Disk name -> (memory module, which part of it, tensor suffix)."""
+    def _locate(self, name: str) -> tuple[str, tuple[str, ...], str, str] | None:
+        """Disk name -> (memory module, all disk modules it is made of, this one, tensor suffix)."""
         path, _, suffix = name.rpartition(".")
-        for pattern, memory, part in self._from_disk:
+        for pattern, memory, disks in self._from_disk:
             if match := pattern.fullmatch(path):
-                return memory.format(**match.groupdict()), part, suffix
+                numbers = match.groupdict()
+                return memory.format(**numbers), tuple(disk.format(**numbers) for disk in disks), path, suffix
         return None
+
+    def _template(self, memory_path: str) -> tuple[str, dict[str, str]]:
+        for pattern, template in self._from_memory:
+            if match := pattern.fullmatch(memory_path):
+                return template, match.groupdict()
+        raise ValueError(f"[encoders] no name on disk is known for the module {memory_path!r}.")
 
     def disk_paths(self, memory_path: str) -> list[str]:
         """The module paths on disk (without prefix) of one module in memory."""
-        for pattern, disks in self._from_memory:
-            if match := pattern.fullmatch(memory_path):
-                return [disk.format(**match.groupdict()) for disk in disks]
-        raise ValueError(f"[encoders] no name on disk is known for the module {memory_path!r}.")
+        template, numbers = self._template(memory_path)
+        return [disk.format(**numbers) for disk in self.table[template]]
 
     def to_memory(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Rename and fuse. Empties ``weights``, so that a tensor lives only once.
@@ -278,33 +316,51 @@ class NameMap:
         Raises:
             ValueError: a name that this architecture does not have, or a fused part that is missing.
         """
-        found: dict[str, dict[int, mx.array]] = {}
+        if self._prepare is not None:
+            weights = self._prepare(weights, self._bound_config())
+        found: dict[tuple[str, str, tuple[str, ...]], dict[str, mx.array]] = {}
         for name in list(weights):
             place = self._locate(name)
             if place is None:
                 raise ValueError(f"[checkpoint] unexpected tensor {name!r}. The file does not match its config.json.")
-            memory, part, suffix = place
-            found.setdefault(f"{memory}.{suffix}", {})[part] = weights.pop(name)
+            memory, disks, path, suffix = place
+            found.setdefault((memory, suffix, disks), {})[path] = weights.pop(name)
         fused: dict[str, mx.array] = {}
-        for name in list(found):
-            parts = found.pop(name)
-            path, _, suffix = name.rpartition(".")
-            disks = self.disk_paths(path)
-            if lacking := [f"{disk}.{suffix}" for part, disk in enumerate(disks) if part not in parts]:
+        for memory, suffix, disks in list(found):
+            parts = found.pop((memory, suffix, disks))
+            if lacking := [f"{disk}.{suffix}" for disk in disks if disk not in parts]:
                 raise ValueError(f"[checkpoint] missing tensors: {', '.join(lacking)}. The file is incomplete.")
-            ordered = [parts[part] for part in range(len(disks))]
-            fused[name] = ordered[0] if len(ordered) == 1 else mx.concatenate(ordered, axis=0)
+            if f"{memory}.{suffix}" in fused:
+                raise ValueError(f"[checkpoint] tensor {disks[0]}.{suffix} comes twice, in two spellings.")
+            ordered = [parts[disk] for disk in disks]
+            fused[f"{memory}.{suffix}"] = ordered[0] if len(ordered) == 1 else mx.concatenate(ordered, axis=0)
         return fused
 
     def to_disk(self, weights: Mapping[str, mx.array], prefix: bool = False) -> dict[str, mx.array]:
         """The inverse of :meth:`to_memory`; with ``prefix`` the names get the task checkpoints' prefix."""
+        rows = {} if self._rows is None else self._rows(self._bound_config())
         result: dict[str, mx.array] = {}
         for name, array in weights.items():
             path, _, suffix = name.rpartition(".")
-            disks = self.disk_paths(path)
-            for disk, part in zip(disks, mx.split(array, len(disks)) if len(disks) > 1 else [array], strict=True):
+            template, numbers = self._template(path)
+            disks = [disk.format(**numbers) for disk in self.table[template]]
+            parts = [array]
+            if template in rows:
+                parts = mx.split(array, list(itertools.accumulate(rows[template]))[:-1])
+            elif len(disks) > 1:
+                parts = mx.split(array, len(disks))
+            for disk, part in zip(disks, parts, strict=True):
                 result[f"{self.prefix if prefix else ''}{disk}.{suffix}"] = part
         return result
+
+    def to_native(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Tensors in any spelling -> the spelling that :meth:`to_disk` writes, all lazily. Empties ``weights``."""
+        return self.to_disk(self.to_memory(weights))
+
+    def _bound_config(self) -> Any:
+        if self._config is None:
+            raise ValueError("[encoders] this name map depends on the config. Use NAMES.of(config).")
+        return self._config
 
 
 def _pattern(template: str) -> re.Pattern[str]:
