@@ -7,7 +7,7 @@ batch_norm, adaptive_band_rms, band_logit_norm (while training) and global_respo
 their statistics. Statistics run in float32; the result has the dtype of the input.
 """
 
-from typing import Any
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -65,7 +65,8 @@ class RMSNorm(nn.Module):
 class BatchNorm(nn.Module):
     """Per-feature normalization over the batch and the real tokens; running statistics in eval mode.
 
-    ``running_mean`` and ``running_var`` (unbiased, as in torch) are saved with the parameters and never trained.
+    ``running_mean`` and ``running_var`` (unbiased, as in torch) are buffers: saved with the head, never trained. They
+    are private because unfreezing a parent module would make any public array trainable.
 
     Args:
         dim: Hidden size D.
@@ -74,6 +75,8 @@ class BatchNorm(nn.Module):
         affine: Whether there are a weight and a bias.
     """
 
+    SAVED_BUFFERS: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
+
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
         super().__init__()
         self.eps = eps
@@ -81,22 +84,15 @@ class BatchNorm(nn.Module):
         if affine:
             self.weight = mx.ones((dim,))
             self.bias = mx.zeros((dim,))
-        self.running_mean = mx.zeros((dim,))
-        self.running_var = mx.ones((dim,))
-        self.freeze(keys=["running_mean", "running_var"], recurse=False)
-
-    def unfreeze(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Unfreeze as usual; the running statistics stay out of training."""
-        super().unfreeze(*args, **kwargs)
-        self.freeze(keys=["running_mean", "running_var"], recurse=False)
-        return self
+        self._running_mean = mx.zeros((dim,))
+        self._running_var = mx.ones((dim,))
 
     def __call__(self, x: mx.array, attention_mask: mx.array | None = None) -> mx.array:
         states = x.astype(mx.float32)
         if self.training:
             mean, var = self._batch_statistics(states, _token_mask(x, attention_mask))
         else:
-            mean, var = self.running_mean, self.running_var
+            mean, var = self._running_mean, self._running_var
         normed = (states - mean) * mx.rsqrt(var + self.eps)
         if "weight" in self:
             normed = normed * self.weight + self.bias
@@ -114,8 +110,8 @@ class BatchNorm(nn.Module):
             new = (1 - self.momentum) * running + self.momentum * mx.stop_gradient(value)
             return mx.where(known, new, running)
 
-        self.running_mean = update(self.running_mean, mean, count > 0)
-        self.running_var = update(self.running_var, var * count / mx.maximum(count - 1, 1), count > 1)
+        self._running_mean = update(self._running_mean, mean, count > 0)
+        self._running_var = update(self._running_var, var * count / mx.maximum(count - 1, 1), count > 1)
         return mean, var
 
 

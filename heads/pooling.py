@@ -67,10 +67,10 @@ def max_pool(hidden_states: mx.array, attention_mask: mx.array | None = None) ->
     return zero_padding(largest, mx.any(mask, axis=1))
 
 
-def weighted_pool(hidden_states: mx.array, weights: mx.array, mask: mx.array | None) -> mx.array:
-    """``sum_s w_s h_s`` in float32. ``weights (B, L)``, zero at padding -> (B, D)."""
-    states = zero_padding(hidden_states.astype(mx.float32), mask)
-    return (weights.astype(mx.float32)[:, None, :] @ states)[:, 0].astype(hidden_states.dtype)
+def weighted_pool(hidden_states: mx.array, weights: mx.array) -> mx.array:
+    """``sum_s w_s h_s`` in float32: (B, L, D) and weights (B, L) -> (B, D)."""
+    pooled = weights.astype(mx.float32)[:, None, :] @ hidden_states.astype(mx.float32)
+    return pooled[:, 0].astype(hidden_states.dtype)
 
 
 class CLSPooling(nn.Module):
@@ -132,10 +132,11 @@ class AttentionPooling(nn.Module):
 
     def __call__(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:
         mask = _check(hidden_states, attention_mask)
+        hidden_states = zero_padding(hidden_states, mask)
         scores = self.score(hidden_states)[..., 0].astype(mx.float32)
         if self.score_activation == "tanh":
             scores = mx.tanh(scores)
-        return weighted_pool(hidden_states, masked_softmax(scores, mask, axis=1), mask)
+        return weighted_pool(hidden_states, masked_softmax(scores, mask, axis=1))
 
 
 class WeightedMeanPooling(nn.Module):
@@ -158,11 +159,12 @@ class WeightedMeanPooling(nn.Module):
 
     def __call__(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:
         mask = _check(hidden_states, attention_mask)
+        hidden_states = zero_padding(hidden_states, mask)
         weights = self._weights(hidden_states, mask)
         if mask is not None:
             weights = mx.where(mask, weights, 0.0)
         weights = weights / (mx.sum(weights, axis=1, keepdims=True) + 1e-9)
-        return weighted_pool(hidden_states, weights, mask)
+        return weighted_pool(hidden_states, weights)
 
     def _weights(self, hidden_states: mx.array, mask: mx.array | None) -> mx.array:
         if not self.position_based:
