@@ -16,7 +16,7 @@ VERBS = {
 }
 
 EXAMPLES = """examples:
-  python -m convert sentence-transformers/all-MiniLM-L6-v2 minilm
+  python -m convert sentence-transformers/all-MiniLM-L6-v2 --output minilm
   mlx-bert embed --model minilm "The sun is out." "It is a bright day."
   mlx-bert train --model minilm --train reviews.csv --output reviews-model
   mlx-bert evaluate --model reviews-model --data held-out.csv

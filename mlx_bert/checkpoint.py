@@ -279,7 +279,7 @@ def weight_files(folder: Path | str) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(
-            f"[checkpoint] {folder} has no {WEIGHTS}. Convert it first: python -m convert {folder} OUTPUT."
+            f"[checkpoint] {folder} has no {WEIGHTS}. Convert it first: python -m convert {folder} --output OUTPUT."
         )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -103,7 +103,7 @@ class Tokenizer:
         if not (folder / TOKENIZER).is_file():
             raise FileNotFoundError(
                 f"[tokenizer] {folder} has no {TOKENIZER}. "
-                f"Convert the checkpoint first: python -m convert {folder} OUTPUT."
+                f"Convert the checkpoint first: python -m convert {folder} --output OUTPUT."
             )
         try:
             fast = FastTokenizer.from_file(str(folder / TOKENIZER))
