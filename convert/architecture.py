@@ -7,10 +7,11 @@ Hub; read as what they claim to be, they would give plausible nonsense. And a fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
@@ -18,11 +19,9 @@ from mlx_bert.checkpoint import TensorEntry
 from mlx_bert.encoders import find_encoder
 from mlx_bert.encoders.base import NameMap
 
-# Types whose code is part of transformers: a checkpoint that brings its own (auto_map) is something else.
-NATIVE_TYPES = {"bert", "roberta", "xlm-roberta", "camembert"}
-# Keys of known impostors -> the values that the genuine architecture may have.
+# Keys of known impostors -> the values that genuine architectures may have.
 TELLING_KEYS: dict[str, tuple[Any, ...]] = {
-    "position_embedding_type": ("absolute", None),  # jina v2: alibi; jina v3: rotary
+    "position_embedding_type": ("absolute", "sans_pos", None),  # jina v2: alibi; jina v3: rotary
     "feed_forward_type": ("original", None),  # jina v2: geglu
     "lora_adaptations": (None,),  # jina v3
 }
@@ -42,7 +41,7 @@ def check_config(config: Mapping[str, Any]) -> ModuleType:
     """
     architecture = find_encoder(config)
     model_type = config["model_type"]
-    if model_type not in NATIVE_TYPES:
+    if architecture.NAMES.older:  # it came to the Hub with code of its own, so that says nothing
         return architecture
     for key, genuine in TELLING_KEYS.items():
         if config.get(key) not in genuine:
@@ -65,40 +64,68 @@ class Parts:
     """A checkpoint's tensors by what they belong to.
 
     Attributes:
-        encoder: name without prefix -> name in the file.
+        entries: all tensors to write, by name.
+        encoder: the encoder's among them, from the name without prefix to the name in the file.
         heads: names of known task heads.
         strangers: names that belong to neither; they are kept in the file.
-        model: the encoder with weights that nobody has computed: for its modules and shapes.
+        renamed: the file had the names of an architecture's own code, which became transformers'.
+        model: the encoder, with weights that nobody has computed: for its modules and shapes.
         names: its reversible name map.
     """
 
+    entries: dict[str, TensorEntry]
     encoder: dict[str, str]
+    heads: list[str]
+    strangers: list[str]
+    renamed: bool
     model: nn.Module
     names: NameMap
-    heads: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
 
 
 def check_tensors(architecture: ModuleType, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> Parts:
     """Compare names and shapes with the architecture's. A pooler may be missing, and a head's tied decoder.
 
     Args:
-        entries: tensors by today's names, none of them quantised.
+        architecture: the encoder's file.
+        config: the parsed ``config.json``.
+        entries: tensors by name, none of them quantised.
 
     Raises:
         ValueError: missing, unexpected or misshapen tensors of the encoder, named with both shapes.
     """
     layers = config.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > len(entries):  # before a forged number builds a billion layers
+    if isinstance(layers, int) and layers > 24 * max(len(entries), 1):  # before a forged number builds a billion layers
         raise ValueError(f"[convert] config.json says {layers} layers, but there are only {len(entries)} tensors.")
     try:
-        model = architecture.Model(architecture.Config.from_dict(config))
-        wanted = {name: array.shape for name, array in _on_disk(architecture.NAMES, model).items()}
-    except (TypeError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError, KeyError) as error:
+        fitted = architecture.Config.from_dict(config)
+        model = architecture.Model(fitted)
+        names = architecture.NAMES.of(fitted)
+        wanted = {name: array.shape for name, array in names.to_disk(dict(tree_flatten(model.parameters()))).items()}
+    except (TypeError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError, LookupError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"[convert] config.json has values that make no model: {reason}. Check it.") from None
-    own, others = architecture.NAMES.split(entries)
-    found = {name: entries[stored].shape for name, stored in own.items()}
+    own, others = names.split(entries)
+    renamed = bool(names.older) and not own.keys() <= wanted.keys() | fitted.unused_tensors
+    if renamed:
+        prefix = names.prefix if any(name != stored for name, stored in own.items()) else ""
+        native = _renamed(names, prefix, {name: entries[stored] for name, stored in own.items()})
+        entries = {**native, **{name: entries[name] for name in others}}
+        own, others = names.split(entries)
+    _compare(config, wanted, own, entries, fitted.unused_tensors)
+    is_head = {name: name.split(".")[0] in HEAD_ROOTS for name in others}
+    heads = [name for name in others if is_head[name]]
+    strangers = [name for name in others if not is_head[name]]
+    return Parts(dict(entries), own, heads, strangers, renamed, model, names)
+
+
+def _compare(
+    config: Mapping[str, Any],
+    wanted: Mapping[str, tuple[int, ...]],
+    own: Mapping[str, str],
+    entries: Mapping[str, TensorEntry],
+    unused: frozenset[str],
+) -> None:
+    found = {name: entries[stored].shape for name, stored in own.items() if name not in unused}
     missing = sorted(wanted.keys() - found.keys())
     if all(name.startswith("pooler.") for name in missing) and not any(name.startswith("pooler.") for name in found):
         missing = []
@@ -115,11 +142,24 @@ def check_tensors(architecture: ModuleType, config: Mapping[str, Any], entries: 
             f"[convert] the weights are not those of a {config['model_type']} as config.json describes it: {shown}. "
             "Is the download complete, and does config.json belong to this file?"
         )
-    is_head = {name: name.split(".")[0] in HEAD_ROOTS for name in others}
-    heads = [name for name in others if is_head[name]]
-    strangers = [name for name in others if not is_head[name]]
-    return Parts(own, model, architecture.NAMES, heads, strangers)
 
 
-def _on_disk(names: NameMap, model: nn.Module) -> dict[str, Any]:
-    return names.to_disk(dict(tree_flatten(model.parameters())))
+def _renamed(names: NameMap, prefix: str, entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Entries under today's names, each computed when loaded: a fused matrix of the old file may become several."""
+
+    def build() -> dict[str, mx.array]:
+        return names.to_native({name: entry.load() for name, entry in entries.items()})
+
+    pending = build()
+    shapes = {name: (array.shape, array.dtype) for name, array in pending.items()}
+
+    def load(name: str) -> mx.array:
+        if name not in pending:
+            pending.clear()
+            pending.update(build())
+        return pending.pop(name)
+
+    return {
+        prefix + name: TensorEntry(prefix + name, shape, dtype, lambda name=name: load(name))
+        for name, (shape, dtype) in shapes.items()
+    }

@@ -146,6 +146,10 @@ def convert_checkpoint(
     bytes_before = sum(entry.nbytes for entry in entries.values())
     entries, config = _floating(entries, config, dequantize, target_dtype)
     parts = check_tensors(architecture, config, entries)
+    entries = parts.entries
+    if parts.renamed:  # transformers' own class reads it then, and needs its own keys
+        kept = {key: value for key, value in config.items() if key != "auto_map"}
+        config = {**kept, **architecture.Config.from_dict(config).to_dict()}
 
     def cast(entry: TensorEntry) -> TensorEntry:
         return cast_entry(entry, target_dtype)

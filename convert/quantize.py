@@ -81,7 +81,7 @@ class Quantization:
 
 
 def matrices_to_quantize(parts: Parts, group_size: int) -> tuple[list[str], list[str]]:
-    """Names in the file of the encoder's linear layers and embedding tables: those to quantise, and those that can't be.
+    """Names in the file of the encoder's linear layers and embedding tables: those to quantise and the others.
 
     Norms, biases, poolers and heads keep their floating type, as do matrices whose rows don't divide into groups.
     """

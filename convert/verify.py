@@ -108,11 +108,14 @@ def _run(
     dtype: mx.Dtype | None = None,
 ) -> mx.array:
     """Mean of the real tokens' states, float32 ``(B, D)``."""
+    fitted = architecture.Config.from_dict(config)
+    names = architecture.NAMES.of(fitted)
     by_name = {entry.name: entry for entry in entries}
-    own, _ = architecture.NAMES.split(by_name)
+    own, _ = names.split(by_name)
     with mx.stream(mx.cpu):  # float64 exists on the CPU only
-        weights = architecture.NAMES.to_memory({name: _loadable(by_name[stored]) for name, stored in own.items()})
-    model = architecture.Model(architecture.Config.from_dict(config))
+        arrays = {name: _loadable(by_name[own[name]]) for name in own.keys() - fitted.unused_tensors}
+        weights = names.to_memory(arrays)
+    model = architecture.Model(fitted)
     if hasattr(model, "pooler") and not any(name.startswith("pooler.") for name in weights):
         model.pooler = None
     quantize_like(model, weights, config.get("quantization"))
