@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import mlx.core as mx
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -25,6 +26,11 @@ def redraw(model: torch.nn.Module, std: float = 0.3, seed: int = 0) -> torch.nn.
             is_norm_weight = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(noise + 1 if is_norm_weight else noise)
     return model.eval()
+
+
+def to_mlx(tensors: dict[str, torch.Tensor]) -> dict[str, mx.array]:
+    """A torch state dict in MLX."""
+    return {name: mx.array(tensor.detach().numpy()) for name, tensor in tensors.items()}
 
 
 def word_tokenizer(pad: str = "[PAD]", cls: str = "[CLS]", sep: str = "[SEP]", unk: str = "[UNK]") -> Tokenizer:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from mlx_bert.encoders import bert, modernbert, roberta
+from mlx_bert.encoders import bert, modernbert, nomic_bert, roberta
 
 # model_type of config.json -> the file that implements it: Config, Model, NAMES.
 ENCODERS: dict[str, ModuleType] = {
@@ -15,6 +15,7 @@ ENCODERS: dict[str, ModuleType] = {
     "xlm-roberta": roberta,
     "camembert": roberta,
     "modernbert": modernbert,
+    "nomic_bert": nomic_bert,
 }
 
 

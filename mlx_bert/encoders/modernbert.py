@@ -24,6 +24,7 @@ from mlx_bert.encoders.base import (
     key_padding_mask,
     open_blind_rows,
 )
+from mlx_bert.encoders.rotary import Rotary, rotate
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 DEFAULT_THETA = {GLOBAL: 160_000.0, LOCAL: 10_000.0}
@@ -129,29 +130,13 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(self.tokens(input_ids)))
 
 
-def rotate(x: mx.array, theta: float, position_ids: mx.array | None) -> mx.array:
-    """Rotary positions (Su et al. 2021) on ``(B, H, L, d)``, halves rotated against each other.
-
-    Args:
-        position_ids: ``(B, L)`` or ``(1, L)``; None for 0, 1, 2, ...
-    """
-    d = x.shape[-1]
-    if position_ids is None:
-        return mx.fast.rope(x, d, traditional=False, base=theta, scale=1.0, offset=0)
-    frequencies = theta ** (-mx.arange(0, d, 2, dtype=mx.float32) / d)
-    angles = position_ids[:, None, :, None].astype(mx.float32) * frequencies
-    cos, sin = mx.cos(angles), mx.sin(angles)
-    left, right = mx.split(x.astype(mx.float32), 2, axis=-1)
-    return mx.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with rotary positions."""
 
     def __init__(self, config: Config, kind: str) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.theta = config.rope_parameters[kind]["rope_theta"]
+        self.rope = Rotary(config.rope_parameters[kind]["rope_theta"])
         self.dropout_prob = config.attention_dropout
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
@@ -167,7 +152,7 @@ class Attention(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        q, k = rotate(q, self.theta, position_ids), rotate(k, self.theta, position_ids)
+        q, k = rotate(q, self.rope, position_ids), rotate(k, self.rope, position_ids)
         dropout = self.dropout_prob if self.training else 0.0
         if window is None:
             x, weights = attend(q, k, v, mask, dropout, return_weights)

@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from mlx_bert.core import BertCore
-from reference import redraw
-
-
-def to_mlx(tensors: dict[str, torch.Tensor]) -> dict[str, mx.array]:
-    return {name: mx.array(tensor.detach().numpy()) for name, tensor in tensors.items()}
+from reference import redraw, to_mlx
 
 
 def ragged_ids(batch: int, length: int, vocab: int, side: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +60,13 @@ def assert_parity() -> Callable:
                 for got in (plain, full):
                     difference = np.abs(np.array(got.last_hidden_state) - wanted.last_hidden_state.numpy())[real]
                     assert difference.max() < atol, where
-                assert len(full.hidden_states) == len(wanted.hidden_states) == core.get_num_layers() + 1
+                # ALBERT applies several layers in a group, each with a hidden state and attentions of its own.
+                layers = core.get_num_layers() * getattr(config, "inner_group_num", 1)
+                assert len(full.hidden_states) == len(wanted.hidden_states) == layers + 1
                 for got, want in zip(full.hidden_states, wanted.hidden_states, strict=True):
                     # Between pre-norm layers the values are unbounded: one part in 100,000 is float32's share.
                     np.testing.assert_allclose(np.array(got)[real], want.numpy()[real], 1e-5, atol, err_msg=where)
-                assert len(full.attentions) == core.get_num_layers()
+                assert len(full.attentions) == layers
                 for got, want in zip(full.attentions, wanted.attentions, strict=True):
                     rows = np.broadcast_to(real[:, None, :], want.shape[:3])
                     assert np.abs(np.array(got) - want.numpy())[rows].max() < atol, where
