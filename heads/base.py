@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from heads.config import HeadConfig
+from heads.config import HeadConfig, PoolingType
 from heads.initialization import truncated_normal_linear
 from heads.masks import as_boolean_mask
 from heads.pooling import create_pooling
@@ -97,7 +97,13 @@ class BaseKaggleHead(nn.Module, ABC):
         config = self.config
         self.task_attention = TaskAttention(config) if config.use_task_attention else None
         if self.POOLED and config.use_pooling:
-            self.pooling = create_pooling(config.pooling_type, config.input_size, **config.pooling_options)
+            self.pooling = self._new_pooling(config.pooling_type, config.input_size)
+
+    def _new_pooling(self, name: str, size: int) -> nn.Module:
+        options = dict(self.config.pooling_options)
+        if name == PoolingType.ATTENTION:  # a plain linear score, unless create_nlp_head asks for the bounded one
+            options.setdefault("score_activation", None)
+        return create_pooling(name, size, **options)
 
     def _build_projection(self) -> None:
         self.projection = Projection(self.config, self.config.input_size)

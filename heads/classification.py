@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import numpy as np
 
-from heads import losses
+from heads import losses, metrics
 from heads.base import BaseKaggleHead
 
 _FOCAL = {"loss": None, "focal_gamma": 2.0, "focal_alpha": None}
@@ -101,8 +101,6 @@ class BinaryClassificationHead(_ClassificationHead):
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
         """Return accuracy, precision, recall, f1 and auc."""
-        from heads import metrics
-
         return metrics.binary_metrics(predictions["probabilities"], targets, self.option("threshold"))
 
 
@@ -132,8 +130,6 @@ class MulticlassClassificationHead(_ClassificationHead):
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
         """Return accuracy, macro and micro f1, macro precision and recall, and top3_accuracy from three classes on."""
-        from heads import metrics
-
         return metrics.multiclass_metrics(predictions["logits"], class_labels(targets))
 
 
@@ -168,8 +164,6 @@ class TextClassificationHead(MulticlassClassificationHead):
         """Return the metrics of the multiclass head, or of a regression when there is one class."""
         if self.config.output_size > 1:
             return super().compute_metrics(predictions, targets)
-        from heads import metrics
-
         return metrics.regression_metrics(predictions["value"], targets)
 
 
@@ -217,8 +211,6 @@ class MultilabelClassificationHead(_ClassificationHead):
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
         """Return subset accuracy, hamming loss, macro and micro f1 at the head's thresholds."""
-        from heads import metrics
-
         return metrics.multilabel_metrics(predictions["predictions"], targets)
 
     def fit_thresholds(self, probabilities: mx.array, labels: mx.array) -> mx.array:

@@ -277,7 +277,7 @@ def get_default_config_for_head_type(
         "ordinal_regression": {"hidden_sizes": [half], "competition_metric": "qwk"},
         "time_series_classification": {"dropout_prob": 0.2, "pooling_type": "last"},
         "time_series_regression": {"dropout_prob": 0.2, "pooling_type": "last", "competition_metric": "rmse"},
-        "ranking": {"hidden_sizes": [half, quarter], "pooling_type": "attention", "competition_metric": "ndcg"},
+        "ranking": {"hidden_sizes": [half, quarter], "pooling_type": "attention", "competition_metric": "ndcg@10"},
         "hierarchical": {"pooling_type": "weighted_mean", "competition_metric": "f1_macro"},
         "ensemble": {"pooling_type": "mean", "ensemble_size": 3},
         "contrastive": {"pooling_type": "mean", "dropout_prob": 0.0, "competition_metric": "recall@1"},
@@ -285,7 +285,7 @@ def get_default_config_for_head_type(
         "multi_task": {"pooling_type": "mean", "activation": "relu", "competition_metric": "mean"},
         "text_similarity": {"pooling_type": "mean", "competition_metric": "spearman"},
         "question_answering": {"competition_metric": "f1"},
-        "token_classification": {"competition_metric": "f1"},
+        "token_classification": {"competition_metric": "f1_macro"},
         "text_generation": {"competition_metric": "perplexity"},
     }
     name = resolve_head_type(head_type, output_size, overrides.get("task"))

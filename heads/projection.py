@@ -96,6 +96,20 @@ class HiddenBlock(nn.Module):
         return y + (self.skip(x) if "skip" in self else x)
 
 
+class NormedBlock(nn.Module):
+    """`LayerNorm(Dropout(act(W x + b)))`, the block of the ranking, ensemble and multi-task heads."""
+
+    def __init__(self, input_size: int, output_size: int, activation: str = "relu", dropout: float = 0.1):
+        super().__init__()
+        self.dense = glorot_linear(input_size, output_size)
+        self.activation = create_activation(activation)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = create_normalization("layer_norm", output_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.norm(self.dropout(self.activation(self.dense(x))))
+
+
 class Projection(nn.Module):
     """`[norm] -> dropout -> hidden blocks -> [ffn]`, position by position; the identity when all are switched off.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from heads import losses
+from heads import losses, metrics
 from heads.base import BaseKaggleHead
 from heads.decoding import best_spans
 
@@ -67,12 +67,12 @@ class QuestionAnsweringHead(BaseKaggleHead):
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: Any) -> dict[str, float]:
         """Return exact_match and f1 of the best span's token positions against the labelled span."""
-        from heads import metrics
-
         length = predictions["start_logits"].shape[1]
         spans = self.decode(predictions, max_answer_length=length)
         found = [row[0][:2] if row else (-1, -1) for row in spans]
-        return metrics.span_metrics(mx.array(found), mx.stack(span_labels(targets), axis=1))
+        wanted = mx.stack(span_labels(targets), axis=1)
+        # As in the loss, a row whose answer was cut off by truncation does not count.
+        return metrics.span_metrics(mx.array(found), mx.where(wanted < length, wanted, -1))
 
 
 def span_labels(labels: Any) -> tuple[mx.array, mx.array]:

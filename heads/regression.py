@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from heads import losses
+from heads import losses, metrics
 from heads.base import BaseKaggleHead
 
 
@@ -87,6 +87,4 @@ class RegressionHead(BaseKaggleHead):
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
         """Return mse, rmse, mae, mape and r2; with uncertainty its mean and its rank correlation with the error."""
-        from heads import metrics
-
-        return metrics.regression_metrics(predictions["predictions"], targets)
+        return metrics.regression_metrics(predictions["predictions"], targets, predictions.get("uncertainty"))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads import losses
+from heads import losses, metrics
 from heads.base import BaseKaggleHead
 from heads.classification import class_outputs
 from heads.decoding import crf_log_likelihood, crf_viterbi
@@ -107,6 +107,4 @@ class TokenClassificationHead(BaseKaggleHead):
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
         """Return accuracy and macro f1 over the labelled tokens."""
-        from heads import metrics
-
         return metrics.token_metrics(predictions["predictions"], targets)
