@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from mlx_bert.encoders import bert, modernbert, nomic_bert, roberta
+from mlx_bert.encoders import bert, gte, modernbert, nomic_bert, roberta
 
 # model_type of config.json -> the file that implements it: Config, Model, NAMES.
 ENCODERS: dict[str, ModuleType] = {
@@ -16,6 +16,8 @@ ENCODERS: dict[str, ModuleType] = {
     "camembert": roberta,
     "modernbert": modernbert,
     "nomic_bert": nomic_bert,
+    "gte": gte,
+    "new": gte,
 }
 
 

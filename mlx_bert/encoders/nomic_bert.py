@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_bert.encoders import bert
 from mlx_bert.encoders.base import (
     EncoderConfig,
     EncoderOutput,
@@ -26,6 +27,7 @@ from mlx_bert.encoders.base import (
 from mlx_bert.encoders.rotary import Rotary, rope_parameters, rotary, rotate
 
 THETA = 1000.0
+OLDER_THETA = 10_000.0  # the default of Nomic's own code
 
 NAMES = NameMap(
     prefix="nomic_bert.",
@@ -136,8 +138,7 @@ class Config(EncoderConfig):
                     "An MLP without a gate is not supported for this architecture."
                 )
             new["hidden_act"] = OLDER_ACTIVATIONS[name]
-            if config.get("rotary_emb_base") is not None:
-                new["rope_theta"] = config["rotary_emb_base"]
+            new["rope_theta"] = config.get("rotary_emb_base", OLDER_THETA)
             if config.get("rotary_scaling_factor") is not None:
                 new["rope_scaling"] = {"rope_type": "dynamic", "factor": config["rotary_scaling_factor"]}
                 new["max_position_embeddings"] = config.get("max_trained_positions", cls.max_position_embeddings)
@@ -226,17 +227,6 @@ class Layer(nn.Module):
         return self.mlp_norm(x + self.dropout(self.mlp(x))), weights
 
 
-class Pooler(nn.Module):
-    """``tanh(W h_0 + b)``; in classifiers of this architecture only."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def __call__(self, first_state: mx.array) -> mx.array:
-        return mx.tanh(self.dense(first_state))
-
-
 class Model(nn.Module):
     """The encoder. ``pooler`` takes the first token's state ``(B, D)``; None if the checkpoint has none."""
 
@@ -245,7 +235,7 @@ class Model(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
-        self.pooler = Pooler(config)
+        self.pooler = bert.Pooler(config)  # in classifiers of this architecture only
 
     def __call__(
         self,
