@@ -136,12 +136,15 @@ def regression_metrics(predictions: Any, targets: Any, uncertainty: Any = None) 
 
     predicted, targets = (x.astype(np.float64) for x in flat_pair(predictions, targets, "regression_metrics"))
     check_finite(predicted, "regression_metrics")
+    # Constant targets leave no variance to explain: r2 is then -inf or NaN.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = float(r2_score(targets, predicted, force_finite=False)) if targets.size > 1 else math.nan
     mse = float(mean_squared_error(targets, predicted))
     metrics = {
         "mse": mse,
         "rmse": math.sqrt(mse),
         "mae": float(mean_absolute_error(targets, predicted)),
-        "r2": float(r2_score(targets, predicted, force_finite=False)) if targets.size > 1 else math.nan,
+        "r2": r2,
         "mape": _mape(predicted, targets),
     }
     if uncertainty is not None:
