@@ -16,7 +16,11 @@ _PUBLIC = {
     "BertCore": "mlx_bert.core",
     "BertOutput": "mlx_bert.core",
     "create_bert_core": "mlx_bert.factory",
+    "create_bert_for_competition": "mlx_bert.factory",
+    "create_bert_for_task": "mlx_bert.factory",
+    "create_bert_from_dataset": "mlx_bert.factory",
     "create_bert_with_head": "mlx_bert.factory",
+    "create_model": "mlx_bert.factory",
     "BertWithHead": "mlx_bert.model",
     "Batch": "mlx_bert.tokenizer",
     "Tokenizer": "mlx_bert.tokenizer",
@@ -30,7 +34,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlx_bert.core import BertCore, BertOutput
-    from mlx_bert.factory import create_bert_core, create_bert_with_head
+    from mlx_bert.factory import (
+        create_bert_core,
+        create_bert_for_competition,
+        create_bert_for_task,
+        create_bert_from_dataset,
+        create_bert_with_head,
+        create_model,
+    )
     from mlx_bert.inference.encode import SentenceEncoder
     from mlx_bert.model import BertWithHead
     from mlx_bert.tokenizer import Batch, Tokenizer

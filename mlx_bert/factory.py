@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from heads import HeadConfig, HeadType, get_default_config_for_head_type
+from heads import (
+    CompetitionType,
+    HeadConfig,
+    HeadType,
+    get_default_config_for_head_type,
+    get_head_registry,
+    select_best_head,
+)
+from heads.config import resolve_head_type
 from mlx_bert.core import BertCore, override
+from mlx_bert.data.analysis import analyze_dataset
 from mlx_bert.encoders.base import EncoderConfig
 from mlx_bert.model import BertWithHead
 
@@ -76,3 +85,149 @@ def create_bert_with_head(
     else:
         head_config = {"input_size": bert.get_hidden_size(), "output_size": num_labels, **head_config, **options}
     return BertWithHead(bert, head_config, freeze_bert, freeze_bert_layers, id2label)
+
+
+def create_model(
+    model_type: str,
+    head_type: HeadType | str | None = None,
+    num_labels: int = 2,
+    config: EncoderConfig | Mapping[str, Any] | None = None,
+    pretrained_path: str | Path | None = None,
+    head_config: HeadConfig | Mapping[str, Any] | None = None,
+    freeze_bert: bool = False,
+    freeze_bert_layers: int | None = None,
+    **options: Any,
+) -> BertCore | BertWithHead:
+    """Create a model by the name of its kind.
+
+    Args:
+        model_type: ``"bert_core"``, ``"standard"`` (both an encoder), ``"modernbert"``, ``"cnn_hybrid"`` (encoders of
+            that architecture), ``"mlx_embedding"`` (a converted checkpoint, quantised or not), ``"bert_with_head"`` or
+            ``"classifier"`` (an encoder with a head).
+        head_type, num_labels, head_config, freeze_bert, freeze_bert_layers: of a model with a head.
+        config: config of a new encoder; a part of the keys is enough.
+        pretrained_path: folder or hub id of a pretrained encoder.
+        options: config values of an encoder, or options of a head.
+
+    Raises:
+        ValueError: an unknown kind, or options that it does not have.
+    """
+    config = config.to_dict() if isinstance(config, EncoderConfig) else config
+    if model_type in ("bert_with_head", "classifier"):
+        return create_bert_with_head(
+            bert_config=config,
+            head_config=head_config,
+            head_type=head_type,
+            bert_name=pretrained_path,
+            freeze_bert=freeze_bert,
+            freeze_bert_layers=freeze_bert_layers,
+            num_labels=num_labels,
+            **options,
+        )
+    kinds = {"bert_core": "bert", "standard": "bert", "modernbert": "modernbert", "cnn_hybrid": "cnn_hybrid"}
+    if model_type not in (*kinds, "mlx_embedding"):
+        known = ", ".join([*kinds, "mlx_embedding", "bert_with_head", "classifier"])
+        raise ValueError(f"[create_model] expected model_type to be one of {known} but got {model_type!r}.")
+    if head_type is not None or head_config is not None or freeze_bert or freeze_bert_layers is not None:
+        raise ValueError(
+            f"[create_model] expected no head for model_type {model_type!r} but got head or freezing options. "
+            "Use model_type 'bert_with_head'."
+        )
+    if model_type == "mlx_embedding" and pretrained_path is None:
+        raise ValueError("[create_model] expected pretrained_path with model_type 'mlx_embedding' but got None.")
+    if pretrained_path is not None:
+        return create_bert_core(pretrained_path, **options)
+    return create_bert_core(config={"model_type": kinds[model_type], **(config or {})}, **options)
+
+
+def create_bert_for_task(
+    task: str | HeadType | CompetitionType,
+    pretrained_name: str | Path | None = None,
+    num_labels: int = 2,
+    freeze_bert: bool = False,
+    **options: Any,
+) -> BertWithHead:
+    """Create an encoder with the head of a task.
+
+    Args:
+        task: the name of a head, or of a kind of competition.
+        pretrained_name: folder or hub id of the encoder; None for a new one.
+        num_labels: number of classes, labels or values.
+        freeze_bert: train the head alone.
+        options: as in :func:`create_bert_with_head`.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    name = str(getattr(task, "value", task)).strip().lower()
+    if name in {kind.value for kind in HeadType} or name in get_head_registry().list_heads():
+        return create_bert_with_head(
+            head_type=name, bert_name=pretrained_name, num_labels=num_labels, freeze_bert=freeze_bert, **options
+        )
+    if name in {kind.value for kind in CompetitionType}:
+        return create_bert_for_competition(
+            name, bert_name=pretrained_name, num_labels=num_labels, freeze_bert=freeze_bert, **options
+        )
+    known = sorted({kind.value for kind in (*HeadType, *CompetitionType)})
+    raise ValueError(f"[create_bert_for_task] expected one of {', '.join(known)} but got {task!r}.")
+
+
+def create_bert_for_competition(
+    competition_type: CompetitionType | str,
+    bert_config: EncoderConfig | Mapping[str, Any] | None = None,
+    bert_name: str | Path | None = None,
+    num_labels: int = 2,
+    **options: Any,
+) -> BertWithHead:
+    """Create an encoder with the best registered head for a kind of competition, in its recommended form.
+
+    Raises:
+        ValueError: an unknown competition, or one without a head.
+    """
+    name = select_best_head(competition_type)
+    if str(competition_type) == CompetitionType.TIME_SERIES:
+        name = resolve_head_type(HeadType.TIME_SERIES, num_labels, options.pop("task", None))
+    return create_bert_with_head(
+        bert_config=bert_config, bert_name=bert_name, head_type=name, num_labels=num_labels, **options
+    )
+
+
+def create_bert_from_dataset(
+    dataset_path: str | Path,
+    pretrained_name: str | Path | None = None,
+    auto_analyze: bool = True,
+    target_column: str | None = None,
+    **options: Any,
+) -> BertWithHead:
+    """Create the model that suits a data set: a path is enough.
+
+    Target, task, head, pooling, dropout, class weights and frozen layers follow from the data, and are printed;
+    the finding is kept as ``model.analysis``.
+
+    Args:
+        dataset_path: a ``.csv``, ``.tsv`` or ``.jsonl`` file.
+        pretrained_name: folder or hub id of the encoder; None for a new one.
+        auto_analyze: False gives a binary classifier without looking at the data.
+        target_column: the target; None to find it.
+        options: as in :func:`create_bert_with_head`; they win over what the data suggests.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a data set without a usable target.
+    """
+    if not auto_analyze:
+        return create_bert_with_head(bert_name=pretrained_name, **options)
+    analysis = analyze_dataset(dataset_path, target_column)
+    print(analysis)
+    if analysis.classes:
+        options.setdefault("id2label", dict(enumerate(analysis.classes)))
+    settings = {**analysis.recommended_head_options(), **options}
+    freezes = "freeze_bert" in settings or "freeze_bert_layers" in settings
+    model = create_bert_for_competition(
+        analysis.competition_type, bert_name=pretrained_name, num_labels=analysis.num_classes, **settings
+    )
+    layers = analysis.recommended_frozen_layers(model.bert.get_num_layers())
+    if pretrained_name is not None and layers and not freezes:
+        model.freeze_bert(layers)
+    model.analysis = analysis
+    return model

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mlx_bert.tokenizer": ("mlx_bert.encoders", "mlx_bert.checkpoint"),
     "mlx_bert.core": ("mlx_bert.encoders", "mlx_bert.checkpoint", "heads.pooling"),
     "mlx_bert.model": ("mlx_bert.core", "mlx_bert.encoders", "mlx_bert.checkpoint", "mlx_bert.tokenizer", "heads"),
-    "mlx_bert.factory": ("mlx_bert.model", "mlx_bert.core", "mlx_bert.encoders", "heads"),
+    "mlx_bert.factory": ("mlx_bert.model", "mlx_bert.core", "mlx_bert.encoders", "mlx_bert.data", "heads"),
     "mlx_bert.data": ("mlx_bert.tokenizer", "mlx_bert.checkpoint"),
     "mlx_bert.inference": (
         "mlx_bert.model",
@@ -56,7 +56,8 @@ TOP = ("mlx_bert", "mlx_bert.__main__", "mlx_bert.cli")
 LAZY_UPWARD = {"mlx_bert.checkpoint": ("convert",), "mlx_bert.model": ("convert",)}
 
 LEAVES = {"heads": {"mlx", "numpy"}, "mlx_bert.encoders": {"mlx"}}
-LAZY_IN_LEAVES = {"heads.metrics": {"sklearn"}}
+METRICS = ("heads.metrics", "heads.ranking_metrics", "heads.tagging_metrics")
+LAZY_IN_LEAVES = dict.fromkeys(METRICS, {"sklearn", "scipy"})
 
 NEVER = {"torch", "tensorflow", "jax", "sentence_transformers", "datasets", "pandas"}
 NETWORK = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "huggingface_hub"}
