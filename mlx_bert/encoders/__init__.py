@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from mlx_bert.encoders import bert, gte, modernbert, nomic_bert, roberta
+from mlx_bert.encoders import bert, eurobert, gte, modernbert, nomic_bert, roberta
 
 # model_type of config.json -> the file that implements it: Config, Model, NAMES.
 ENCODERS: dict[str, ModuleType] = {
@@ -18,6 +18,7 @@ ENCODERS: dict[str, ModuleType] = {
     "nomic_bert": nomic_bert,
     "gte": gte,
     "new": gte,
+    "eurobert": eurobert,
 }
 
 

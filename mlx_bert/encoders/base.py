@@ -202,7 +202,7 @@ def attend(
     """Scaled dot-product attention (Vaswani et al. 2017), fused unless the probabilities themselves are needed.
 
     Args:
-        query, key, value: ``(B, H, L, d)``.
+        query, key, value: ``(B, H, L, d)``; keys and values may have fewer heads, each shared by several queries'.
         mask: boolean, True where attention is allowed, broadcast to ``(B, H, L, L)``; or None; or what
             :func:`masked_bias` gives.
         dropout: probability of dropping an attention probability; 0 outside training.
@@ -216,6 +216,8 @@ def attend(
     scale = 1.0 / math.sqrt(d) if scale is None else scale
     weights = None
     if return_weights or dropout > 0:
+        if (shared_by := query.shape[1] // key.shape[1]) > 1:
+            key, value = mx.repeat(key, shared_by, axis=1), mx.repeat(value, shared_by, axis=1)
         scores = (query * scale) @ key.swapaxes(-1, -2)
         if mask is not None:
             is_boolean = mask.dtype == mx.bool_
