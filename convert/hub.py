@@ -33,11 +33,11 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
     """
     name = str(source)
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if revision is not None:
             raise ValueError(f"[hub] {folder} is a folder, which has no revision {revision!r}. Leave --revision away.")
         return folder
-    if folder.exists():
+    if name and folder.exists():
         raise ValueError(f"[hub] expected a folder or a hub id but {folder} is a file. Give the folder that holds it.")
     if not _REPO_ID.fullmatch(name) or name.startswith((".", "-")) or ".." in name or "--" in name:
         raise FileNotFoundError(f"[hub] {name!r} is neither a folder that exists nor a hub id (owner/name).")

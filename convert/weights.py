@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,12 @@ _MX_DTYPES = {
     "int16": mx.int16,
     "int8": mx.int8,
     "uint8": mx.uint8,
+    "uint16": mx.uint16,
+    "uint32": mx.uint32,
+    "uint64": mx.uint64,
     "bool": mx.bool_,
 }
+_NAMES = {dtype: name for name, dtype in _MX_DTYPES.items()}
 
 
 def open_weights(folder: Path | str) -> dict[str, TensorEntry]:
@@ -89,13 +95,23 @@ def _open_shards(folder: Path, index: str, opener: Callable[[Path], dict[str, Te
 
 
 def _open_safetensors(path: Path) -> dict[str, TensorEntry]:
+    header = read_header(path)
+    with path.open("rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+    has_float64 = any(info["dtype"] == "F64" for info in header.values())  # mx.load refuses the whole file then
+
     def load(name: str) -> mx.array:
+        if has_float64:
+            dtype, shape = DTYPES[header[name]["dtype"]], tuple(header[name]["shape"])
+            strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+            position = start + header[name]["data_offsets"][0]
+            return _load_stored(StoredTensor(path, position, _NAMES[dtype], dtype.size, shape, strides))
         # A fresh dictionary of lazy arrays each time: an array that stays in one stays in memory once evaluated.
         return mx.load(str(path), format="safetensors")[name]
 
     return {
         name: TensorEntry(name, tuple(info["shape"]), DTYPES[info["dtype"]], lambda name=name: load(name))
-        for name, info in read_header(path).items()
+        for name, info in header.items()
     }
 
 
