@@ -1,0 +1,179 @@
+"""From many texts to few well-filled batches, with tokenising, copying and computing at the same time.
+
+Texts are sorted by length, tokenised in windows one ahead of the device, cut into batches by a token budget, and
+evaluated once per batch. Callers get results in the order of the batches, with the places they belong to.
+
+Dimensions: B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from tokenizers import Encoding
+from tqdm.auto import tqdm
+
+from mlx_bert.tokenizer import Batch, Tokenizer
+
+TOKENS_PER_TEXT = 128  # one of batch_size texts is taken to be this long: the budget is batch_size times it
+WINDOW_BATCHES = 16  # batches tokenised at a time; a larger window pads less, a smaller one starts sooner
+BUCKET = 8  # rows are padded to a multiple of this many tokens
+CACHE_LIMIT = 1 << 30  # bytes of freed buffers that MLX may hoard during a job; its own default is most of the RAM
+
+_device = threading.RLock()  # one thread at a time builds and evaluates: MLX streams are not shared between threads
+
+
+def plan_batches(lengths: Sequence[int], token_budget: int, bucket: int = BUCKET) -> list[list[int]]:
+    """Cut texts into batches of similar length.
+
+    A batch holds at most ``token_budget`` tokens, padding included (but at least one text). It closes early when it is
+    a quarter full and the next text would be padded by more than a quarter of the batch's length.
+
+    Args:
+        lengths: tokens of each text.
+        token_budget: the largest ``B * L``.
+        bucket: ``L`` is a multiple of this.
+
+    Returns:
+        Indices into ``lengths``, the longest texts first; every index once.
+
+    >>> plan_batches([3, 64, 5], token_budget=64)
+    [[1], [2, 0]]
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = round_up(lengths[index], bucket)
+        tokens = width * len(batches[-1]) if batches else 0
+        wasteful = length < 0.75 * width and tokens >= token_budget / 4
+        if not batches or wasteful or tokens + width > token_budget:
+            batches.append([])
+            width = length
+        batches[-1].append(index)
+    return batches
+
+
+def round_up(length: int, bucket: int) -> int:
+    """The next multiple of ``bucket``, at least one."""
+    return max(1, -(-length // bucket)) * bucket
+
+
+def _streams() -> list[mx.Stream]:
+    """Where batches run, in turn.
+
+    A CPU stream is one thread, and most CPU kernels use one core: two streams, two cores. A GPU runs one batch at a
+    time, on the default stream.
+    """
+    if mx.default_device() != mx.Device(mx.cpu):
+        return [mx.default_stream(mx.default_device())]
+    if not hasattr(_own, "streams"):
+        _own.streams = [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)]
+    return _own.streams
+
+
+_own = threading.local()  # MLX streams belong to the thread that made them
+
+
+@contextmanager
+def bounded_cache(limit: int = CACHE_LIMIT) -> Iterator[None]:
+    """Bound the freed buffers that MLX keeps, in bytes, and put the old bound back."""
+    before = mx.set_cache_limit(limit)
+    try:
+        mx.set_cache_limit(min(limit, before))
+        yield
+    finally:
+        mx.set_cache_limit(before)
+
+
+def run_batches(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    forward: Callable[[Batch, list[Encoding]], Any],
+    *,
+    pairs: Sequence[str] | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    progress: tqdm | None = None,
+) -> Iterator[tuple[list[int], Any]]:
+    """Tokenise and run ``forward`` over all texts.
+
+    Args:
+        texts: any number of strings; ``pairs`` the second text of each, if there are two.
+        tokenizer: see :class:`mlx_bert.tokenizer.Tokenizer`.
+        forward: a padded batch and its encodings to arrays, not yet evaluated (any tree of lists and dicts).
+        batch_size: a batch holds as many tokens as this many texts of 128: more texts when they are shorter, fewer when
+            they are longer.
+        max_length: longer texts are truncated to this many tokens; None for the tokenizer's bound.
+        progress: advanced by the texts of each finished batch.
+
+    Yields:
+        The texts' indices in a batch, and what ``forward`` returned, evaluated. The longest texts come first, so that
+        memory that does not suffice shows at once.
+
+    Raises:
+        ValueError: ``batch_size`` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"[encode] expected batch_size of at least 1 but got {batch_size}.")
+    budget = batch_size * TOKENS_PER_TEXT
+    size = [len(text) for text in texts]
+    if pairs is not None:
+        size = [first + len(second) for first, second in zip(size, pairs, strict=True)]
+    order = sorted(range(len(texts)), key=lambda i: -size[i])
+
+    def tokenise(window: list[int]) -> list[Encoding]:
+        second = None if pairs is None else [pairs[i] for i in window]
+        return tokenizer.encode([texts[i] for i in window], second, max_length)
+
+    windows = list(_windows(order, size, budget * WINDOW_BATCHES))
+    with bounded_cache(), ThreadPoolExecutor(1) if len(windows) > 1 else nullcontext() as ahead:
+        following = None
+        flying: deque[tuple[list[int], Any]] = deque()
+        for number, window in enumerate(windows):
+            encodings = following.result() if following else tokenise(window)
+            following = ahead.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
+            for turn, rows in enumerate(plan_batches([len(encoding) for encoding in encodings], budget)):
+                chosen = [encodings[row] for row in rows]
+                with _device:
+                    streams = _streams()
+                    with mx.stream(streams[turn % len(streams)]):
+                        output = forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen)
+                        mx.async_eval(_arrays(output))
+                flying.append(([window[row] for row in rows], output))
+                if len(flying) > len(streams):
+                    yield _land(flying.popleft(), progress)
+        while flying:
+            yield _land(flying.popleft(), progress)
+
+
+def _windows(order: list[int], size: list[int], token_budget: int) -> Iterator[list[int]]:
+    """Cut sorted texts so that a window has about ``token_budget`` tokens, taken as four characters each."""
+    window: list[int] = []
+    tokens = 0
+    for index in order:
+        window.append(index)
+        tokens += size[index] // 4 + 2
+        if tokens >= token_budget:
+            yield window
+            window, tokens = [], 0
+    if window:
+        yield window
+
+
+def _arrays(output: Any) -> list[mx.array]:
+    return [array for _, array in tree_flatten(output) if isinstance(array, mx.array)]
+
+
+def _land(batch: tuple[list[int], Any], progress: tqdm | None) -> tuple[list[int], Any]:
+    with _device:
+        mx.eval(_arrays(batch[1]))
+    if progress is not None:
+        progress.update(len(batch[0]))
+    return batch

@@ -1,0 +1,83 @@
+"""Batches: every text once, within the budget, little padding; memory back to where it was."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_bert.inference.batching import BUCKET, bounded_cache, plan_batches, round_up, run_batches
+
+
+def padded(lengths, batch, bucket=BUCKET):
+    return round_up(max(lengths[i] for i in batch), bucket) * len(batch)
+
+
+@pytest.mark.parametrize("budget", [1, 64, 512, 4096])
+def test_plan_is_a_partition_within_the_budget(budget):
+    lengths = np.random.default_rng(0).integers(1, 300, 500).tolist()
+    batches = plan_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(500))
+    assert all(padded(lengths, batch) <= budget or len(batch) == 1 for batch in batches)
+    assert lengths[batches[0][0]] == max(lengths)
+
+
+def test_plan_pads_little_and_fills_batches():
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.4, 0.8, 2000), 3, 256).astype(int).tolist()
+    batches = plan_batches(lengths, 4096)
+    total = sum(padded(lengths, batch) for batch in batches)
+    assert total / sum(lengths) < 1.15
+    assert len(batches) < 2 * total / 4096
+
+
+def test_plan_edges():
+    assert plan_batches([], 64) == []
+    assert plan_batches([3, 64, 5], token_budget=64) == [[1], [2, 0]]
+    assert plan_batches([500], token_budget=64) == [[0]]
+
+
+def test_forward_sees_no_mask_when_nothing_is_padded(encoder):
+    masks = []
+
+    def forward(batch, encodings):
+        masks.append(batch.attention_mask)
+        return batch.input_ids
+
+    list(run_batches(["one two three four five six"], encoder.tokenizer, forward))
+    assert masks[0] is None
+    list(run_batches(["one two"], encoder.tokenizer, forward))
+    assert masks[1].shape == (1, BUCKET)
+    assert masks[1].sum().item() == 4
+
+
+def test_windows_give_every_text_once(encoder):
+    texts = [f"text {i} " * (i % 40) for i in range(700)]
+    seen = {}
+    for indices, ids in run_batches(texts, encoder.tokenizer, lambda batch, _: batch.input_ids, batch_size=1):
+        seen |= dict(zip(indices, np.asarray(ids), strict=True))
+    assert sorted(seen) == list(range(700))
+    for i in (0, 1, 399, 640):
+        expected = encoder.tokenizer.encode([texts[i]])[0].ids
+        assert seen[i][: len(expected)].tolist() == expected
+
+
+def test_cache_limit_is_put_back():
+    before = mx.set_cache_limit(123_456_789)
+    try:
+        with bounded_cache(1000):
+            assert mx.set_cache_limit(1000) == 1000
+        assert mx.set_cache_limit(before) == 123_456_789
+    finally:
+        mx.set_cache_limit(before)
+
+
+def test_memory_is_flat_over_varying_lengths(encoder):
+    """What stays allocated after a call does not grow with the number of lengths seen."""
+    random = np.random.default_rng(0)
+
+    def calls(count):
+        for length in random.integers(1, 60, count):
+            encoder.encode("a " * int(length))
+        mx.clear_cache()
+        return mx.get_active_memory()
+
+    first = calls(5)
+    assert calls(60) <= first + 64 * 1024
