@@ -107,7 +107,7 @@ class HeadConfig:
         activation: Name in `heads.activations`.
         activation_options: Keyword arguments of the activation.
         use_pooling: Whether `(B, L, D)` input is pooled; without it only `(B, D)` is accepted.
-        pooling_type: Name in `heads.pooling`.
+        pooling_type: Name in `heads.pooling`; None is "last" for time series and "cls" for all others.
         pooling_options: Keyword arguments of the pooling.
         use_task_attention: Whether the head contextualises the sequence with its own attention layer first.
         attention_type: Name in `heads.attention`.
@@ -153,7 +153,7 @@ class HeadConfig:
     activation: str = ActivationType.GELU
     activation_options: dict[str, Any] = field(default_factory=dict)
     use_pooling: bool = True
-    pooling_type: str = PoolingType.CLS
+    pooling_type: str | None = None
     pooling_options: dict[str, Any] = field(default_factory=dict)
     use_task_attention: bool = False
     attention_type: str = "multi_head"
@@ -182,6 +182,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("head_type", _name_ormember_of(HeadType, self.head_type))
+        if self.pooling_type is None:
+            put("pooling_type", "last" if self.head_type.startswith("time_series") else "cls")
         put("pooling_type", member_of(PoolingType, self.pooling_type, "HeadConfig.pooling_type"))
         put("activation", _name_ormember_of(ActivationType, self.activation))
         put("hidden_sizes", [int(size) for size in self.hidden_sizes])

@@ -77,6 +77,11 @@ class TextGenerationHead(BaseKaggleHead):
         features = self.projection(x, mask)
         if embeddings is None:
             return {"logits": self.output(features).astype(mx.float32)}
+        if isinstance(embeddings, mx.array) and embeddings.shape != (self.config.output_size, features.shape[-1]):
+            raise ValueError(
+                f"[TextGenerationHead] expected embeddings of shape {(self.config.output_size, features.shape[-1])} but "
+                f"got {embeddings.shape}. Make output_size the vocabulary and the last hidden size their width."
+            )
         logits = embeddings.as_linear(features) if isinstance(embeddings, nn.Module) else features @ embeddings.T
         if "decoder_bias" in self:
             logits = logits + self.decoder_bias

@@ -67,7 +67,7 @@ class OrdinalRegressionHead(BaseKaggleHead):
             )
         self._class_weights = None if weights is None else mx.array(weights)
 
-    def _thresholds(self) -> mx.array:
+    def _rising_thresholds(self) -> mx.array:
         """Return theta `(K-1,)`, rising."""
         steps = mx.cumsum(nn.softplus(self.threshold_steps.astype(mx.float32)))
         return mx.concatenate([self.first_threshold, self.first_threshold + steps])
@@ -78,7 +78,7 @@ class OrdinalRegressionHead(BaseKaggleHead):
         if kind == "coral":
             logits = scores + self.threshold_bias
         elif kind == "cumulative_logits":
-            logits = scores - self._thresholds()
+            logits = scores - self._rising_thresholds()
         else:
             logits = scores / self.option("temperature")
         probabilities = losses.ordinal_probabilities(logits)

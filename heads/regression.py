@@ -66,7 +66,9 @@ class RegressionHead(BaseKaggleHead):
             logits = logits * self.output_scale + self.output_shift
         outputs = {"logits": logits, "predictions": logits * self._target_std + self._target_mean}
         if "log_variance" in self:
-            log_variance = self.log_variance(features).astype(mx.float32) + 2 * mx.log(self._target_std)
+            # Beyond e^30 the variance would leave the range of numbers, and a row without a fit would end the training.
+            log_variance = mx.clip(self.log_variance(features).astype(mx.float32), -30.0, 30.0)
+            log_variance = log_variance + 2 * mx.log(self._target_std)
             outputs |= {
                 "log_variance": log_variance,
                 "variance": mx.exp(log_variance),

@@ -125,6 +125,8 @@ class TextSimilarityHead(BaseKaggleHead):
             return losses.pair_contrastive_loss(first, second, targets, self.option("margin"))
         return losses.multiple_negatives_ranking_loss(first, second)
 
-    def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
-        """Return the Pearson and Spearman correlation of score and target."""
+    def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array | None) -> dict[str, float]:
+        """Return the Pearson and Spearman correlation of score and target; without targets recall@k and mrr."""
+        if targets is None:
+            return metrics.retrieval_metrics(predictions["embeddings_1"], predictions["embeddings_2"])
         return metrics.similarity_metrics(predictions["similarity_score"], targets)
