@@ -247,7 +247,8 @@ class BertCore(nn.Module):
         types = {array.dtype for _, array in tree_flatten(self.encoder.parameters())}
         floating = [dtype for dtype in types if mx.issubdtype(dtype, mx.floating)]
         dtype = str(floating[0] if len(floating) == 1 else mx.float32).removeprefix("mlx.core.")
-        kept = {key: value for key, value in self._stored_config.items() if key not in ("architectures", "torch_dtype")}
+        ours = {"architectures", "torch_dtype", *self.config.__dataclass_fields__}
+        kept = {key: value for key, value in self._stored_config.items() if key not in ours}
         return {**kept, **self.config.to_dict(), "dtype": dtype}
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from mlx_bert.encoders import bert, eurobert, gte, modernbert, nomic_bert, roberta
+from mlx_bert.encoders import (
+    bert,
+    eurobert,
+    gemma3_text,
+    gte,
+    modernbert,
+    nomic_bert,
+    roberta,
+)
 
 # model_type of config.json -> the file that implements it: Config, Model, NAMES.
 ENCODERS: dict[str, ModuleType] = {
@@ -19,6 +27,7 @@ ENCODERS: dict[str, ModuleType] = {
     "gte": gte,
     "new": gte,
     "eurobert": eurobert,
+    "gemma3_text": gemma3_text,
 }
 
 

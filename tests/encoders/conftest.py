@@ -81,8 +81,10 @@ def assert_parity() -> Callable:
 def assert_half_precision() -> Callable:
     """float16 and bfloat16 stay in their type and stay finite, also in a row of padding alone; padding never shows."""
 
-    def check(config: dict, length: int = 12) -> None:
-        for dtype in (mx.float16, mx.bfloat16, mx.float32):
+    def check(
+        config: dict, length: int = 12, dtypes: tuple[mx.Dtype, ...] = (mx.float16, mx.bfloat16, mx.float32)
+    ) -> None:
+        for dtype in dtypes:
             mx.random.seed(0)
             core = BertCore(config).eval()
             core.set_dtype(dtype)
