@@ -1,0 +1,112 @@
+"""Names of classes <-> indices, explicit and saved with the model; class weights for unbalanced data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlx_bert.data.readers import Example, Problems
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The classes of a task, in the order of the head's outputs.
+
+    Args:
+        names: one name per class, all different.
+    """
+
+    names: tuple[str, ...]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(str(name) for name in self.names)
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"[labels] expected different names, at least one, but got {list(names)}. Correct them.")
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "_index", {name: index for index, name in enumerate(names)})
+
+    @classmethod
+    def from_labels(cls, labels: Iterable[str | Sequence[str]]) -> LabelMap:
+        """The map of all names that occur: whole numbers in numeric order, other names alphabetically.
+
+        Args:
+            labels: one name per example, or a list of names per example.
+        """
+        names = {name for label in labels for name in ([label] if isinstance(label, str) else label)}
+        numeric = all(name.lstrip("-").isdecimal() for name in names)
+        return cls(tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name))))
+
+    @classmethod
+    def from_dict(cls, id2label: Mapping[Any, str]) -> LabelMap:
+        """The map that a config's ``id2label`` describes (keys ``"0"``, ``"1"``, ... or numbers).
+
+        Raises:
+            ValueError: the keys are not 0 to n - 1.
+        """
+        try:
+            by_index = {int(index): str(name) for index, name in id2label.items()}
+        except (TypeError, ValueError):
+            by_index = {}
+        if not by_index or sorted(by_index) != list(range(len(by_index))):
+            raise ValueError(
+                f"[labels] expected id2label with the keys 0 to n - 1 but got {dict(id2label)}. Correct it."
+            )
+        return cls(tuple(by_index[index] for index in range(len(by_index))))
+
+    def to_dict(self) -> dict[str, str]:
+        """``id2label`` as configs spell it, with string keys."""
+        return {str(index): name for index, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """The index of a class.
+
+        Raises:
+            ValueError: no such class.
+        """
+        if name not in self._index:
+            known = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
+            raise ValueError(f"unknown label {name!r}; known: {known}")
+        return self._index[name]
+
+
+def encode_labels(
+    examples: Sequence[Example], labels: LabelMap, multilabel: bool = False, name: str = "the data"
+) -> list[Example]:
+    """Add ``labels``, what the head takes, to each example: a class index, or 0.0 and 1.0 per class.
+
+    Raises:
+        ValueError: labels that the map does not know, all of them with their lines.
+    """
+    problems, encoded = Problems(name), []
+    for example in examples:
+        given = example["label"]
+        try:
+            if multilabel:
+                target: Any = np.zeros(len(labels), dtype=np.float32)
+                target[[labels.index(label) for label in given]] = 1.0
+            else:
+                target = labels.index(given)
+        except ValueError as error:
+            problems.add(example.get("line", 0), str(error))
+        else:
+            encoded.append({**example, "labels": target})
+    problems.raise_if_any()
+    return encoded
+
+
+def class_weights(counts: Sequence[int]) -> list[float]:
+    """Weights against imbalance: ``N / (K n_c)`` over their mean, kept within [0.5, 3].
+
+    Args:
+        counts: examples per class in the training data; a class without any counts as one.
+    """
+    counts_array = np.asarray(counts, dtype=np.float64)
+    weights = counts_array.sum() / (len(counts_array) * np.maximum(counts_array, 1))
+    return [float(weight) for weight in np.clip(weights / weights.mean(), 0.5, 3.0)]

@@ -1,0 +1,188 @@
+"""``TrainingArgs``: every setting of a training run. Default and help stand here once; the CLI is made from them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_bert.training.schedules import SCHEDULES
+
+OPTIMIZERS = ("adamw", "adam", "adafactor", "lion", "muon")
+DTYPES = ("float32", "bfloat16")
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None, flag: str | None = None) -> Any:
+    """A dataclass field with the help text and the choices that the command line shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "flag": flag})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArgs:
+    """Settings of a training run; see the help text of each field (``python -m mlx_bert train --help``).
+
+    Raises:
+        ValueError: a value out of range, or two that exclude each other.
+    """
+
+    output_dir: str = setting("./training_output", "folder for checkpoints, models and history.json", flag="--output")
+    epochs: int = setting(5, "passes over the training data")
+    batch_size: int = setting(16, "examples per forward pass")
+    gradient_accumulation_steps: int = setting(
+        1, "batches per update; 4 batches of 4 train like one of 16 in the memory of 4"
+    )
+    learning_rate: float = setting(5e-5, "peak learning rate of the encoder")
+    head_learning_rate: float | None = setting(
+        None, "peak learning rate of the head; 10 times learning_rate if not set"
+    )
+    layer_decay: float = setting(1.0, "each layer's learning rate over that of the layer above; 1 for the same rate")
+    optimizer: str = setting("adamw", "optimiser", OPTIMIZERS)
+    weight_decay: float = setting(0.01, "weight decay; never on biases and norms")
+    schedule: str = setting("cosine", "course of the learning rate after the warm-up", SCHEDULES)
+    schedule_power: float | None = setting(None, "exponent of the polynomial schedule; 2 if not set")
+    warmup_ratio: float = setting(0.1, "part of all updates in which the learning rate rises from 0")
+    warmup_steps: int | None = setting(None, "updates of the warm-up; replaces warmup_ratio")
+    max_grad_norm: float = setting(1.0, "clip the global norm of the gradient to this; 0 for no clipping")
+    freeze: str = setting(
+        "none", "what stays fixed: none, backbone (train the head alone), or n: the embeddings and n bottom layers"
+    )
+    freeze_epochs: int = setting(0, "first train the head alone for this many epochs, with its own schedule")
+    freeze_learning_rate: float | None = setting(
+        None, "peak learning rate of the head during freeze_epochs; head_learning_rate if not set"
+    )
+    gradual_unfreezing: int = setting(
+        0, "before the main phase, one epoch each with the top 1, 2, ... n layers trainable"
+    )
+    cache_encoder: bool = setting(
+        True, "while the encoder is frozen, run it once per text and keep its outputs (within cache_limit_mb)"
+    )
+    cache_limit_mb: int = setting(2048, "most memory for cached encoder outputs, in MiB; above it nothing is cached")
+    sampling: str = setting("shuffle", "how an epoch draws examples", ("shuffle", "class_balanced"))
+    max_length: int | None = setting(None, "truncate texts to this many tokens; the encoder's own bound if not set")
+    dtype: str = setting("float32", "type of the computation; the trained weights are float32 in any case", DTYPES)
+    compile: bool | None = setting(
+        None, "compile the update; if not set: yes on a GPU, no on a CPU, where the first compilation takes a minute"
+    )
+    gradient_checkpointing: bool = setting(False, "recompute each layer in the backward pass: less memory, more time")
+    ema_decay: float | None = setting(
+        None, "evaluate and save an exponential moving average of the weights with this decay (such as 0.999)"
+    )
+    eval_every: str = setting("epoch", "when to evaluate: epoch, no, or a number of updates")
+    eval_batch_size: int | None = setting(None, "examples per batch in evaluation; twice batch_size if not set")
+    metric: str | None = setting(None, "metric that selects the best model; the head's own if not set, else the loss")
+    greater_is_better: bool | None = setting(None, "whether a greater metric is better; known for losses and errors")
+    patience: int = setting(0, "stop after this many evaluations without an improvement; 0 never stops early")
+    min_delta: float = setting(0.0, "what counts as an improvement for patience")
+    save_every: str = setting("epoch", "when to write a checkpoint to resume from: epoch, no, or a number of updates")
+    keep_checkpoints: int = setting(1, "newest checkpoints to keep; 0 keeps all")
+    log_every: int = setting(10, "updates between two readings of the loss")
+    seed: int = setting(42, "seed of shuffling, dropout and new weights")
+    progress: bool = setting(True, "show a progress bar")
+
+    def __post_init__(self) -> None:
+        for name, kinds in ((f.name, _kinds(type(self), f.name)) for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if (
+                name in ("freeze", "eval_every", "save_every")
+                and isinstance(value, int)
+                and not isinstance(value, bool)
+            ):
+                value = str(value)
+            if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+                value = float(value)
+            object.__setattr__(self, name, value)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                raise ValueError(f"[TrainingArgs] expected {name} to be {wanted} but got {value!r}. Correct it.")
+            choices = type(self).__dataclass_fields__[name].metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"[TrainingArgs] expected {name} to be one of {', '.join(choices)} but got {value!r}.")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "log_every", "cache_limit_mb"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("patience", "keep_checkpoints", "freeze_epochs", "gradual_unfreezing", "seed"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("weight_decay", "max_grad_norm", "min_delta", "learning_rate"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("head_learning_rate", "freeze_learning_rate", "schedule_power", "warmup_steps"):
+            self._check(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
+        for name in ("eval_batch_size", "max_length"):
+            self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
+        self._check("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)")
+        self._check("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
+        self._check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
+        self._check(
+            "schedule_power",
+            self.schedule_power is None or self.schedule == "polynomial",
+            "None unless schedule is 'polynomial'",
+        )
+        for name in ("eval_every", "save_every"):
+            value = getattr(self, name)
+            fits = value in ("epoch", "no") or (value.isdecimal() and int(value) > 0)
+            self._check(name, fits, "'epoch', 'no' or a number of updates")
+        self._check(
+            "freeze_learning_rate",
+            self.freeze_learning_rate is None or self.freeze_epochs > 0,
+            "None without freeze_epochs",
+        )
+        self._check("freeze", self.freeze in ("none", "backbone") or self.freeze.isdecimal(), "'none', 'backbone' or n")
+        self._check(
+            "gradual_unfreezing",
+            not self.gradual_unfreezing or self.freeze != "backbone",
+            "0 when freeze is 'backbone', which unfreezes nothing",
+        )
+
+    def _check(self, name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise ValueError(
+                f"[TrainingArgs] expected {name} to be {wanted} but got {getattr(self, name)!r}. Correct it."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingArgs:
+        """The settings that a mapping gives, defaults for the others.
+
+        Raises:
+            ValueError: an unknown setting.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"[TrainingArgs] unknown settings {', '.join(unknown)}. Known: {', '.join(known)}.")
+        return cls(**values)
+
+
+def add_arguments(parser: Any, args_class: type = TrainingArgs) -> None:
+    """Add one option per setting to an ``argparse`` parser or group; only those given appear in the result."""
+    for field in dataclasses.fields(args_class):
+        kinds = _kinds(args_class, field.name)
+        default = "" if field.default is None else f" (default: {field.default})"
+        options: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": (field.metadata["help"] + default).replace("%", "%%"),
+        }
+        if bool in kinds:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = next(kind for kind in kinds if kind is not type(None))
+            options["choices"] = field.metadata["choices"]
+            options["metavar"] = None if field.metadata["choices"] else field.name.split("_")[-1].upper()
+        parser.add_argument(field.metadata["flag"] or f"--{field.name.replace('_', '-')}", **options)
+
+
+def given_arguments(namespace: argparse.Namespace, args_class: type = TrainingArgs) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    return {f.name: getattr(namespace, f.name) for f in dataclasses.fields(args_class) if hasattr(namespace, f.name)}
+
+
+def _kinds(args_class: type, name: str) -> tuple[type, ...]:
+    """The types that a setting may have."""
+    hint = typing.get_type_hints(args_class)[name]
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

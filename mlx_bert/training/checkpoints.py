@@ -1,0 +1,186 @@
+"""Checkpoints of a run: everything that an exact resume needs, in ``output_dir/checkpoint_<updates>``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_bert.checkpoint import WEIGHTS, entries_of, new_folder, read_json, write_json, write_safetensors
+from mlx_bert.training.args import TrainingArgs
+
+OPTIMIZER = "optimizer.safetensors"
+AVERAGE = "average.safetensors"
+METADATA = "metadata.json"
+FORMAT = 1
+_NAME = re.compile(r"checkpoint_(\d+)")
+# Settings that a resumed run may change: they don't touch the numbers.
+FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. All counters start at 0.
+
+    Attributes:
+        step: updates done. phase_step: those of the present phase.
+        micro_step: batches done; seeds the dropout of the next one.
+        phase, epoch, update: present phase, epoch within it, update within the epoch.
+        passes: epochs done over all phases; seeds the order of the next one.
+        best_value, best_step, best_metrics: of the best evaluation so far; None and empty before the first.
+        patience_value, stale: reference value of early stopping, and evaluations since it improved.
+        epoch_loss, epoch_weight: sums over the present epoch.
+        stopped_early: whether patience ended a phase.
+        history: ``epochs`` and ``steps``, the records of ``history.json``.
+    """
+
+    step: int = 0
+    phase_step: int = 0
+    micro_step: int = 0
+    phase: int = 0
+    epoch: int = 0
+    update: int = 0
+    passes: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    patience_value: float | None = None
+    stale: int = 0
+    epoch_loss: float = 0.0
+    epoch_weight: float = 0.0
+    stopped_early: bool = False
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"epochs": [], "steps": []})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The state that :meth:`to_dict` gave."""
+        return cls(**values)
+
+
+def buffers_of(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where each saved buffer of a model lives (arrays that no optimiser touches)."""
+    return {
+        f"{path}._{name}".lstrip("."): (module, f"_{name}")
+        for path, module in model.named_modules()
+        for name in getattr(type(module), "SAVED_BUFFERS", ())
+    }
+
+
+def model_arrays(model: nn.Module) -> dict[str, mx.array]:
+    """All parameters and saved buffers, flat, under their names in memory."""
+    arrays = dict(tree_flatten(model.parameters()))
+    return arrays | {name: getattr(module, key) for name, (module, key) in buffers_of(model).items()}
+
+
+def load_model_arrays(model: nn.Module, arrays: Mapping[str, mx.array], where: str = "checkpoint") -> None:
+    """Put arrays of :func:`model_arrays` back.
+
+    Raises:
+        ValueError: names or shapes differ from the model's.
+    """
+    mine = model_arrays(model)
+    problems = sorted(mine.keys() ^ arrays.keys())
+    problems += [name for name in mine.keys() & arrays.keys() if mine[name].shape != arrays[name].shape]
+    if problems:
+        raise ValueError(
+            f"[{where}] expected the arrays of this model but got others: {', '.join(problems[:5])}. "
+            "Resume with the model and the head that the run began with."
+        )
+    buffers = buffers_of(model)
+    for name, (module, key) in buffers.items():
+        setattr(module, key, arrays[name])
+    model.update(tree_unflatten([(name, array) for name, array in arrays.items() if name not in buffers]))
+
+
+def save_checkpoint(
+    output_dir: Path,
+    state: TrainState,
+    args: TrainingArgs,
+    model: nn.Module,
+    optimizer: Mapping[str, mx.array],
+    average: Mapping[str, mx.array] | None,
+    fingerprint: str,
+    learning_rate: float,
+) -> Path:
+    """Write ``checkpoint_<step>`` completely or not at all, then remove those beyond ``keep_checkpoints``."""
+    path = output_dir / f"checkpoint_{state.step}"
+    with new_folder(path, overwrite=True) as folder:
+        write_safetensors(folder / WEIGHTS, entries_of(model_arrays(model)))
+        write_safetensors(folder / OPTIMIZER, entries_of(optimizer))
+        if average is not None:
+            write_safetensors(folder / AVERAGE, entries_of(average))
+        metadata = {
+            "format": FORMAT,
+            "step": state.step,
+            "learning_rate": learning_rate,
+            "best_metrics": state.best_metrics,
+            "data": fingerprint,
+            "args": args.to_dict(),
+            "state": state.to_dict(),
+        }
+        write_json(folder / METADATA, metadata)
+    if args.keep_checkpoints:
+        for _, old in list_checkpoints(output_dir)[: -args.keep_checkpoints]:
+            shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """Step and folder of each checkpoint, oldest first."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint_*"):
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds; arrays are read when used."""
+
+    path: Path
+    state: TrainState
+    model: dict[str, mx.array]
+    optimizer: dict[str, mx.array]
+    average: dict[str, mx.array] | None
+
+
+def load_checkpoint(path: Path, args: TrainingArgs, fingerprint: str) -> Checkpoint:
+    """Read a checkpoint and check that it belongs to this run.
+
+    Raises:
+        FileNotFoundError: not a checkpoint folder.
+        ValueError: other settings, other data, or another format.
+    """
+    metadata = read_json(path / METADATA)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"[resume] expected {path} in format {FORMAT} but got {metadata.get('format')!r}. Train anew.")
+    saved, now = metadata["args"], args.to_dict()
+    differing = [name for name in now if name not in FREE_SETTINGS and saved.get(name) != now[name]]
+    if differing:
+        shown = "; ".join(f"{name} was {saved.get(name)!r} and is {now[name]!r}" for name in differing)
+        raise ValueError(
+            f"[resume] {path} was written with other settings: {shown}. Give the same ones, or train anew."
+        )
+    if metadata["data"] != fingerprint:
+        raise ValueError(f"[resume] {path} was written with other training data. Give the same data, or train anew.")
+    average = mx.load(str(path / AVERAGE), format="safetensors") if (path / AVERAGE).is_file() else None
+    return Checkpoint(
+        path,
+        TrainState.from_dict(metadata["state"]),
+        mx.load(str(path / WEIGHTS), format="safetensors"),
+        mx.load(str(path / OPTIMIZER), format="safetensors"),
+        average,
+    )

@@ -1,0 +1,153 @@
+"""The data of a run: examples made ready, batches by index, the cache of a frozen encoder's outputs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlx_bert.data.collate import Arrays, Collator, token_count, tokenize_examples
+from mlx_bert.data.readers import Example
+from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler, balanced_weights
+from mlx_bert.tokenizer import Tokenizer
+from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.encoder_cache import cache_encoder, can_cache
+
+TOKEN_LEVEL_HEADS = ("token_classification", "text_generation")
+
+
+def default_collator(model: Any, tokenizer: Tokenizer | None) -> Collator:
+    """Pads with the tokenizer's id (else the encoder's), labels too for heads that label tokens."""
+    config = getattr(getattr(model, "bert", None), "config", None)
+    head_type = str(getattr(getattr(model, "head", None), "head_type", None))
+    pad_id = tokenizer.pad_id if tokenizer else getattr(config, "pad_token_id", None) or 0
+    return Collator(
+        pad_id,
+        tokenizer.padding_side if tokenizer else "right",
+        token_labels=head_type in TOKEN_LEVEL_HEADS,
+        max_length=config.max_tokens if config is not None else None,
+    )
+
+
+class Feed:
+    """Training and evaluation examples of a run, batch by batch.
+
+    Args:
+        args: batch sizes, sampling, ``max_length``, the bound of the cache.
+        train: dicts with ``labels`` and ``input_ids`` or ``text``.
+        evaluation: the same; None for no evaluation.
+        tokenizer: for examples of text.
+        collate: examples -> batch.
+        sampler: batches of each epoch; None makes length-bucketed shuffled ones.
+
+    Raises:
+        ValueError: no examples, or texts without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArgs,
+        train: Sequence[Example],
+        evaluation: Sequence[Example] | None,
+        tokenizer: Tokenizer | None,
+        collate: Callable[[Sequence[Example]], Arrays],
+        sampler: Any = None,
+    ) -> None:
+        self.args = args
+        self.tokenizer = tokenizer
+        self.collate = collate
+        self.train = self.prepare(train, "train_examples")
+        self.evaluation = self.prepare(evaluation, "eval_examples") if evaluation is not None else None
+        lengths = [token_count(example) for example in self.train]
+        self.sampler = sampler or LengthBucketSampler(lengths, args.batch_size, args.seed, weights=self._weights())
+        self._cached: dict[str, list[Example]] = {}
+
+    def prepare(self, examples: Sequence[Example], name: str) -> list[Example]:
+        """Check and tokenise examples."""
+        examples = list(examples)
+        if not examples:
+            raise ValueError(f"[Trainer] expected at least one example in {name} but got none. Check the data.")
+        if any("input_ids" not in example for example in examples):
+            if self.tokenizer is None:
+                raise ValueError(f"[Trainer] expected input_ids, or texts and a tokenizer, in {name} but got neither.")
+            examples = tokenize_examples(examples, self.tokenizer, self.args.max_length)
+        if lacking := [number for number, example in enumerate(examples) if "labels" not in example]:
+            raise ValueError(
+                f"[Trainer] expected 'labels' in every example of {name} but example {lacking[0]} has none. "
+                "Encode them, for example with encode_labels."
+            )
+        return examples
+
+    def collated(self, group: Sequence[BatchIndices]) -> list[Arrays]:
+        """The training batches of one update."""
+        examples = self._cached.get("train", self.train)
+        return [self.collate([examples[index] for index in batch.indices]) for batch in group]
+
+    def eval_batches(self, examples: Sequence[Example] | None = None) -> Iterator[Arrays]:
+        """Every example once, sorted by length; None for the evaluation examples."""
+        chosen = self._cached.get("evaluation", self.evaluation) if examples is None else examples
+        sampler = LengthBucketSampler([token_count(example) for example in chosen], self.eval_size, shuffle=False)
+        return (self.collate([chosen[index] for index in batch.indices]) for batch in sampler.batches())
+
+    @property
+    def eval_size(self) -> int:
+        """Examples per batch where nothing is trained."""
+        return self.args.eval_batch_size or 2 * self.args.batch_size
+
+    def cache(self, bert: Any) -> None:
+        """Run the frozen encoder once over all examples and feed its outputs from now on, if they fit the bound."""
+        self.drop_cache()
+        parts = {"train": self.train, **({"evaluation": self.evaluation} if self.evaluation else {})}
+        everything = [example for examples in parts.values() for example in examples]
+        if not isinstance(self.collate, Collator) or not can_cache(
+            everything, bert.get_hidden_size(), self.args.cache_limit_mb
+        ):
+            return
+        bert.eval()
+        for name, examples in parts.items():
+            bar = self._bar(f"encode {name}") if self.args.progress else None
+            self._cached[name] = cache_encoder(bert, examples, self.collate, self.eval_size, bar)
+
+    def drop_cache(self) -> None:
+        """Feed token ids again."""
+        self._cached = {}
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether batches hold encoder outputs in place of ids."""
+        return bool(self._cached)
+
+    def name_of(self, batch: BatchIndices) -> str:
+        """What a message calls the examples of a batch: their lines in the file, if known."""
+        shown = []
+        for index in batch.indices[:8]:
+            line = None if batch.task else self.train[index].get("line")
+            shown.append(f"line {line}" if line else f"{f'{batch.task} ' if batch.task else ''}example {index}")
+        more = f" and {len(batch.indices) - 8} more" if len(batch.indices) > 8 else ""
+        return ", ".join(shown) + more
+
+    def fingerprint(self) -> str:
+        """A short digest of the training data: a resumed run must have the same."""
+        digest = 0
+        for example in self.train:
+            ids = example["input_ids"]
+            for row in ids if np.ndim(ids[0]) else [ids]:
+                digest = zlib.crc32(np.asarray(row, dtype=np.int32).tobytes(), digest)
+            digest = zlib.crc32(repr(example["labels"]).encode(), digest)
+        return f"{len(self.train)} examples, {digest:08x}"
+
+    def _weights(self) -> list[float] | None:
+        if self.args.sampling == "shuffle":
+            return None
+        labels = [example["labels"] for example in self.train]
+        if any(np.ndim(label) or not float(label).is_integer() for label in labels):
+            raise ValueError("[Trainer] expected one class per example with sampling 'class_balanced'. Use 'shuffle'.")
+        return balanced_weights([int(label) for label in labels])
+
+    @staticmethod
+    def _bar(description: str) -> Any:
+        from tqdm import tqdm
+
+        return lambda batches: tqdm(batches, desc=description, unit="batch", leave=False, dynamic_ncols=True)

@@ -1,0 +1,89 @@
+"""Which parameters train, and the phases of a run: head first, layers from the top down, then the main phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_bert.training.args import TrainingArgs
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with its own trainable parameters, optimiser state and schedule.
+
+    Attributes:
+        name: what the progress bar shows.
+        epochs: passes over the data.
+        freeze: as ``TrainingArgs.freeze``.
+        is_main: whether the phase is the last one, which ``TrainingArgs.epochs`` counts.
+    """
+
+    name: str
+    epochs: int
+    freeze: str
+    is_main: bool = True
+
+
+def phases_of(args: TrainingArgs, num_layers: int | None) -> list[Phase]:
+    """The phases that the settings ask for, in order.
+
+    Args:
+        args: the settings.
+        num_layers: layers of the encoder; None for a model without one, which has a single phase.
+
+    Raises:
+        ValueError: more layers than there are, or phases for a model without an encoder.
+    """
+    phases = []
+    if num_layers is None and (args.freeze != "none" or args.freeze_epochs or args.gradual_unfreezing):
+        raise ValueError(
+            "[freeze] expected a model with an encoder (BertWithHead) but got one without. Set freeze 'none'."
+        )
+    for name in ("freeze", "gradual_unfreezing"):
+        value = str(getattr(args, name))
+        if value.isdecimal() and num_layers is not None and int(value) > num_layers:
+            raise ValueError(
+                f"[freeze] expected {name} of at most {num_layers}, the encoder's layers, but got {value}."
+            )
+    if args.freeze_epochs:
+        phases.append(Phase("head", args.freeze_epochs, "backbone", is_main=False))
+    for top in range(1, args.gradual_unfreezing + 1):
+        phases.append(Phase(f"top {top}", 1, str(num_layers - top), is_main=False))
+    return [*phases, Phase("main", args.epochs, args.freeze)]
+
+
+def apply_freeze(model: nn.Module, freeze: str) -> bool:
+    """Freeze and unfreeze a model's parameters.
+
+    The head always trains. The encoder's pooler never does: no head reads it, so weight decay alone would move it.
+
+    Args:
+        model: a ``BertWithHead``, or with ``"none"`` any module, which is left as it is.
+        freeze: ``"none"``, ``"backbone"`` or the number of bottom layers, as in ``TrainingArgs``.
+
+    Returns:
+        Whether the whole encoder is frozen.
+    """
+    if not hasattr(model, "freeze_bert"):
+        return False
+    if freeze == "none":
+        model.unfreeze_bert()
+    else:
+        model.freeze_bert(None if freeze == "backbone" else int(freeze))
+    if getattr(model.bert.encoder, "pooler", None) is not None:
+        model.bert.encoder.pooler.freeze()
+    return not tree_flatten(model.bert.trainable_parameters())
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Numbers of trainable and of all parameters."""
+
+    def count(tree: Any) -> int:
+        return sum(array.size for _, array in tree_flatten(tree) if isinstance(array, mx.array))
+
+    return count(model.trainable_parameters()), count(model.parameters())
