@@ -7,11 +7,16 @@ from types import ModuleType
 from typing import Any
 
 from mlx_bert.encoders import (
+    albert,
     bert,
+    deberta_v2,
+    distilbert,
+    electra,
     eurobert,
     gemma3_text,
     gte,
     modernbert,
+    mpnet,
     nomic_bert,
     roberta,
 )
@@ -28,6 +33,11 @@ ENCODERS: dict[str, ModuleType] = {
     "new": gte,
     "eurobert": eurobert,
     "gemma3_text": gemma3_text,
+    "albert": albert,
+    "deberta-v2": deberta_v2,
+    "distilbert": distilbert,
+    "electra": electra,
+    "mpnet": mpnet,
 }
 
 
