@@ -63,7 +63,7 @@ class Quantization:
             if getattr(self, key) not in values:
                 wanted = " or ".join(str(value) for value in sorted(values))
                 raise ValueError(
-                    f"[quantize] mode {self.mode!r} expects {key} {wanted} but got {getattr(self, key)!r}."
+                    f"[quantize] mode {self.mode!r} expects {key} to be {wanted} but got {getattr(self, key)!r}."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def matrices_to_quantize(parts: Parts, group_size: int) -> tuple[list[str], list
         if isinstance(module, nn.Linear | nn.Embedding) and not path.startswith("pooler"):
             stored = [parts.encoder[f"{disk}.weight"] for disk in parts.names.disk_paths(path)]
             (left if module.weight.shape[-1] % group_size else chosen).extend(stored)
-    return chosen, left
+    return sorted(chosen), sorted(left)
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
