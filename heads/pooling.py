@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from heads.activations import create_activation
-from heads.initialization import truncated_normal, truncated_normal_linear  # noqa: F401
+from heads.initialization import truncated_normal_linear
 from heads.lookup import build_by_name
 from heads.masks import as_boolean_mask, masked_softmax, zero_padding
 
