@@ -48,7 +48,8 @@ class TrainingArgs:
     warmup_steps: int | None = setting(None, "updates of the warm-up; replaces warmup_ratio")
     max_grad_norm: float = setting(1.0, "clip the global norm of the gradient to this; 0 for no clipping")
     freeze: str = setting(
-        "none", "what stays fixed: none, backbone (train the head alone), or n: the embeddings and n bottom layers"
+        "none",
+        "what stays fixed: none, embeddings, backbone (train the head alone), or n: the embeddings and n bottom layers",
     )
     freeze_epochs: int = setting(0, "first train the head alone for this many epochs, with its own schedule")
     freeze_learning_rate: float | None = setting(
@@ -128,7 +129,8 @@ class TrainingArgs:
             self.freeze_learning_rate is None or self.freeze_epochs > 0,
             "None without freeze_epochs",
         )
-        self._check("freeze", self.freeze in ("none", "backbone") or self.freeze.isdecimal(), "'none', 'backbone' or n")
+        fits = self.freeze in ("none", "embeddings", "backbone") or self.freeze.isdecimal()
+        self._check("freeze", fits, "'none', 'embeddings', 'backbone' or n")
         self._check(
             "gradual_unfreezing",
             not self.gradual_unfreezing or self.freeze != "backbone",

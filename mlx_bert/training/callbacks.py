@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,19 +66,20 @@ class EpochTable(Callback):
         self.metrics = metrics
         self.stream = stream
         self.shown: list[str] | None = None
+        self.widths: list[int] = []
 
     def on_evaluate(self, trainer: Any, record: Mapping[str, Any]) -> None:
         if self.shown is None:
             self.shown = [name for name in dict.fromkeys(("loss", *self.metrics)) if f"eval_{name}" in record]
-            self._write(
-                "".join(f"{name:>12}" for name in ("epoch", "updates", "train loss", *self._heads(), "seconds"))
-            )
-        cells = [f"{record['epoch']:>12g}", f"{record['step']:>12}", f"{record['train_loss']:>12.4f}"]
-        cells += [f"{record[f'eval_{name}']:>12.4f}" for name in self.shown]
-        self._write("".join([*cells, f"{record['seconds']:>12.1f}", "  best" if record.get("is_best") else ""]))
+            titles = ("epoch", "updates", "train loss", *(f"eval {name}" for name in self.shown), "seconds")
+            self.widths = [max(9, len(title)) + 2 for title in titles]
+            self._row(titles)
+        values = [record["train_loss"], *(record[f"eval_{name}"] for name in self.shown)]
+        cells = [f"{record['epoch']:.4g}", str(record["step"]), *(f"{value:.4f}" for value in values)]
+        self._row([*cells, f"{record['seconds']:.1f}"], "  best" if record.get("is_best") else "")
 
-    def _heads(self) -> list[str]:
-        return [f"eval {name}"[:11] for name in self.shown or ()]
+    def _row(self, cells: Sequence[str], mark: str = "") -> None:
+        self._write("".join(f"{cell:>{width}}" for cell, width in zip(cells, self.widths, strict=True)) + mark)
 
     def _write(self, line: str) -> None:
         from tqdm import tqdm

@@ -64,15 +64,17 @@ def apply_freeze(model: nn.Module, freeze: str) -> bool:
 
     Args:
         model: a ``BertWithHead``, or with ``"none"`` any module, which is left as it is.
-        freeze: ``"none"``, ``"backbone"`` or the number of bottom layers, as in ``TrainingArgs``.
+        freeze: ``"none"``, ``"embeddings"``, ``"backbone"`` or the number of bottom layers, as in ``TrainingArgs``.
 
     Returns:
         Whether the whole encoder is frozen.
     """
     if not hasattr(model, "freeze_bert"):
         return False
-    if freeze == "none":
+    if freeze in ("none", "embeddings"):
         model.unfreeze_bert()
+        if freeze == "embeddings":
+            model.bert.encoder.embeddings.freeze()
     else:
         model.freeze_bert(None if freeze == "backbone" else int(freeze))
     if getattr(model.bert.encoder, "pooler", None) is not None:

@@ -1,0 +1,88 @@
+"""Several tasks on one encoder: the objective over their heads, and batches of one task each.
+
+Dimension key: B batch, L tokens, C classes of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_bert.data.collate import IGNORE_INDEX, Arrays
+from mlx_bert.data.samplers import BatchIndices, TaskSampler
+
+
+class MultiTaskObjective:
+    """Loss and metrics of a ``BertWithHead`` whose head is a ``MultiTaskNLPHead`` of classification tasks.
+
+    A batch has ``labels`` {task: int32 ``(B,)``}, -100 where an example has no label of that task. With a single task in
+    the labels only its head runs. The loss of a batch is the mean over its examples of their task's weighted loss, so
+    batches of one task and mixed ones add up to the same.
+    """
+
+    def forward(self, model: Any, batch: Arrays) -> dict[str, mx.array]:
+        """``{task}_logits`` ``(B, C)`` for each task in the labels."""
+        tasks, mask = list(batch["labels"]), batch.get("attention_mask")
+        states = batch.get("hidden_states")
+        if states is None:
+            ids, types = batch["input_ids"], batch.get("token_type_ids")
+            states = model.bert(ids, mask, types, compute_pooling=False).last_hidden_state
+        return {f"{task}_logits": model.head(states, mask, task_name=task)["logits"] for task in tasks}
+
+    def loss(self, model: Any, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
+        """The mean loss over the labels of a batch, each with its task's weight, and their number."""
+        total, count = mx.array(0.0), mx.array(0.0)
+        for task, labels in batch["labels"].items():
+            labelled = mx.sum((labels != IGNORE_INDEX).astype(mx.float32))
+            loss = model.head.task_heads[task].compute_loss({"logits": outputs[f"{task}_logits"]}, labels)
+            total = total + model.head.task_configs[task].loss_weight * loss * labelled
+            count = count + labelled
+        return total / mx.maximum(count, 1.0), count
+
+    def metrics(self, model: Any, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
+        """``{task}_accuracy`` and ``{task}_f1`` (macro, over the classes that occur), and their means over the tasks."""
+        from sklearn.metrics import accuracy_score, f1_score
+
+        found: dict[str, float] = {}
+        for task, wanted in labels.items():
+            wanted = np.array(wanted)
+            rows = np.flatnonzero(wanted != IGNORE_INDEX)
+            if not len(rows):
+                continue
+            predicted = np.array(outputs[f"{task}_logits"])[rows].argmax(-1)
+            found[f"{task}_accuracy"] = float(accuracy_score(wanted[rows], predicted))
+            found[f"{task}_f1"] = float(f1_score(wanted[rows], predicted, average="macro", zero_division=0))
+        for name in ("accuracy", "f1"):
+            each = [value for key, value in found.items() if key.endswith(f"_{name}")]
+            found[name] = float(np.mean(each))
+        return found
+
+
+class TaskBatches:
+    """Batches of one task each from a single list of examples of all tasks; see :class:`TaskSampler`.
+
+    Args:
+        tasks: the task of each example.
+        lengths: its tokens.
+        batch_size, strategy, seed: as for :class:`TaskSampler`.
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], lengths: Sequence[int], batch_size: int, strategy: str, seed: int = 42
+    ) -> None:
+        names = np.asarray(tasks)
+        self._places = {task: np.flatnonzero(names == task) for task in dict.fromkeys(tasks)}
+        sizes = np.asarray(lengths)
+        by_task = {task: sizes[places] for task, places in self._places.items()}
+        self._sampler = TaskSampler(by_task, batch_size, strategy, seed)
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same for every epoch."""
+        return len(self._sampler)
+
+    def batches(self, epoch: int = 0) -> list[BatchIndices]:
+        """The batches of an epoch, in order, as places in the list of all examples."""
+        return [BatchIndices(self._places[batch.task][batch.indices]) for batch in self._sampler.batches(epoch)]
