@@ -8,6 +8,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import mlx_bert  # noqa: F401, I001  (first: it enables the fast BLAS, which must be there before mlx is imported)
 
 import importlib.util
 from pathlib import Path
