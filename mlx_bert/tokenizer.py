@@ -17,7 +17,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from mlx_bert.checkpoint import CONFIG, read_json
-from mlx_bert.encoders import ENCODERS
+from mlx_bert.encoders import ENCODERS, find_encoder
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -195,5 +195,6 @@ def _longest_row(folder: Path) -> int | None:
     if not (folder / CONFIG).is_file():
         return None
     config = read_json(folder / CONFIG)
-    encoder = ENCODERS.get(config.get("model_type"))
-    return encoder.Config.from_dict(config).max_tokens if encoder else None
+    if config.get("model_type") not in ENCODERS:
+        return None
+    return find_encoder(config).Config.from_dict(config).max_tokens

@@ -15,6 +15,7 @@ from mlx_bert.encoders import (
     eurobert,
     gemma3_text,
     gte,
+    jina_bert,
     modernbert,
     mpnet,
     nomic_bert,
@@ -38,7 +39,12 @@ ENCODERS: dict[str, ModuleType] = {
     "distilbert": distilbert,
     "electra": electra,
     "mpnet": mpnet,
+    "jina_bert": jina_bert,
 }
+
+
+# Files whose checkpoints carry another architecture's model_type; their own keys tell.
+CLAIMANTS: tuple[ModuleType, ...] = (jina_bert,)
 
 
 def find_encoder(config: Mapping[str, Any]) -> ModuleType:
@@ -47,6 +53,9 @@ def find_encoder(config: Mapping[str, Any]) -> ModuleType:
     Raises:
         ValueError: ``model_type`` is missing or not supported.
     """
+    for module in CLAIMANTS:
+        if module.claims(config):
+            return module
     model_type = config.get("model_type")
     if model_type not in ENCODERS:
         raise ValueError(
