@@ -243,6 +243,17 @@ class MultiTaskNLPHead(_TaskLosses):
         }
         super().__init__(HeadConfig("multi_task_nlp", shared_input_dim, len(names), extra=extra))
 
+    def _check_options(self) -> None:
+        super()._check_options()
+        mine, plain = self.config, HeadConfig(self.config.head_type, self.config.input_size, self.config.output_size)
+        own = ("extra", "name", "loss_weight", "competition_metric")
+        set_here = [key for key, value in plain.to_dict().items() if key not in own and getattr(mine, key) != value]
+        if set_here:
+            raise ValueError(
+                f"[MultiTaskNLPHead] expected options of the tasks' heads in shared_options or head_kwargs but got "
+                f"{', '.join(set_here)} of the head itself. Move them."
+            )
+
     def _build_pooling(self) -> None:
         """Each task's head pools for itself."""
 

@@ -70,6 +70,9 @@ class Case:
     dead: tuple[str, ...] = ()
 
     def config(self, **changes: Any) -> HeadConfig:
+        if self.head_type == "multi_task_nlp":  # its tasks' heads have the options
+            shared = {**self.extra["shared_options"], **changes}
+            return HeadConfig(self.head_type, D, 2, extra={**self.extra, "shared_options": shared})
         return HeadConfig(
             **{"head_type": self.head_type, "input_size": D, "output_size": self.output_size, "extra": self.extra}
             | {"dropout_prob": 0.0}
@@ -160,7 +163,9 @@ CASES: dict[str, Case] = {
     ),
     "series_value_transformer": Case("time_series_regression", values(), extra={"temporal_encoder": "transformer"}),
     "ranking_listnet": Case("ranking", relevance(3), extra=RANK, inner=(3,), dead=RANK_SHIFT),
-    "ranking_ranknet": Case("ranking", relevance(3), extra={**RANK, "ranking_loss": "ranknet"}, inner=(3,), dead=RANK_SHIFT),
+    "ranking_ranknet": Case(
+        "ranking", relevance(3), extra={**RANK, "ranking_loss": "ranknet"}, inner=(3,), dead=RANK_SHIFT
+    ),
     "ranking_lambda": Case(
         "ranking", relevance(3), extra={**RANK, "ranking_loss": "lambdarank"}, inner=(3,), dead=RANK_SHIFT
     ),
@@ -221,20 +226,20 @@ CASES: dict[str, Case] = {
         extra={
             "task_configs": NLP_TASKS,
             "use_task_specific_projections": True,
-            "shared_options": {"dropout_rate": 0.0},
+            "shared_options": {"dropout_prob": 0.0, "input_dropout": 0.0},
             "use_uncertainty_weighting": True,
         },
     ),
 }
 
 
-def build(case: Case, seed: int = 0, **changes: Any) -> BaseKaggleHead:
+def build(case: Case, seed: int = 0, scale: float = 0.3, **changes: Any) -> BaseKaggleHead:
     """The case's head with all floating parameters redrawn, so that no gradient is 0 because a weight starts at 0."""
     head = create_head(case.config(**changes))
     rng = np.random.default_rng(seed)
 
     def redraw(name: str, array: mx.array) -> mx.array:
-        noise = rng.normal(scale=0.3, size=array.shape).astype(np.float32)
+        noise = rng.normal(scale=scale, size=array.shape).astype(np.float32)
         kept = ("running_mean", "running_var", "log_variances")
         return array if name.endswith(kept) else array + mx.array(noise)
 

@@ -146,6 +146,17 @@ def test_config_and_state_round_trip(name):
     assert losses[0] == losses[1]
 
 
+# The least that the loss can reach where that is not 0: entropy of soft targets, positives that share the softmax,
+# target similarities outside [-1, 1].
+FLOORS = {
+    "text": 0.29,
+    "ranking_listnet": 0.832,
+    "contrastive_classes": 2.70,
+    "contrastive_scores": 0.16,
+    "similarity_cosine": 0.16,
+}
+
+
 @CASE
 def test_overfits_32_samples(name):
     case = CASES[name]
@@ -153,20 +164,22 @@ def test_overfits_32_samples(name):
     head = create_head(case.config(hidden_sizes=[16]))
     hidden, mask = case.inputs(rows=32)
     targets = case.targets(rows=32)
-    optimizer = optim.Adam(learning_rate=0.01)
+    # Hardest triplets collapse to one point with large steps.
+    optimizer = optim.Adam(learning_rate=0.003 if name == "metric" else 0.02)
 
     def loss(hidden):
         return head.compute_loss(head(hidden, mask, **case.call_options), targets)
 
     step = nn.value_and_grad(head, loss)
-    first = loss(hidden).item()
-    for _ in range(100):
+    floor = FLOORS.get(name, 0.0)
+    goal = floor + 0.2 * (loss(hidden).item() - floor)
+    for _ in range(200):
         value, gradients = step(hidden)
         optimizer.update(head, gradients)
         mx.eval(head.parameters(), optimizer.state, value)
-    # Entropy of soft targets, floors and likelihoods below 0 make the reachable value differ between losses.
-    floor = {"ranking_listnet": 0.83, "text": 0.5, "multiclass_tricks": 0.5}.get(name, 0.0)
-    assert value.item() - floor < 0.6 * (first - floor), (first, value.item())
+        if value.item() < goal:
+            return
+    pytest.fail(f"the loss stays at {value.item():.4f}, above {goal:.4f}")
 
 
 @CASE
@@ -189,7 +202,6 @@ def test_dropout_only_while_training(name):
     head.eval()
     first, second = (flat(head(hidden, mask, **case.call_options)) for _ in range(2))
     assert all(mx.array_equal(first[key], second[key]) for key in first)
-    if case.head_type != "multi_task_nlp":
-        head.train()
-        third = flat(head(hidden, mask, **case.call_options))
-        assert not all(mx.array_equal(first[key], third[key]) for key in first)
+    head.train()
+    third = flat(head(hidden, mask, **case.call_options))
+    assert not all(mx.array_equal(first[key], third[key]) for key in first)
