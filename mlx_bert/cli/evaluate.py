@@ -101,11 +101,10 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"{name:<{width}}  {value:.4f}")
     if classes := report.get("classes"):
         width = max(5, *(len(name) for name in classes))
-        print(f"\n{'class':<{width}}  precision  recall      f1  support")
+        print(f"\n{'class':<{width}}  precision     recall         f1  support")
         for name, row in classes.items():
-            print(
-                f"{name:<{width}}  {row['precision']:>9.4f}  {row['recall']:>6.4f}  {row['f1']:>6.4f}  {row['support']:>7}"
-            )
+            scores = "".join(f"  {row[key]:>9.4f}" for key in ("precision", "recall", "f1"))
+            print(f"{name:<{width}}{scores}  {row['support']:>7}")
     if confusion := report.get("confusion"):
         _print_confusion(confusion, list(report["classes"]))
 

@@ -76,7 +76,9 @@ def _cut(indices: list[int], strata: list[tuple], size: float, seed: int) -> tup
         kinds = len(counts)
         if keys and (min(counts.values()) < 2 or count < kinds or len(indices) - count < kinds):
             continue  # scikit-learn cannot give each stratum a place in both parts
-        kept, aside = train_test_split(indices, test_size=count, random_state=seed, stratify=keys)
+        codes = {key: code for code, key in enumerate(counts)}
+        strata_codes = [codes[key] for key in keys] if keys else None
+        kept, aside = train_test_split(indices, test_size=count, random_state=seed, stratify=strata_codes)
         return list(kept), list(aside)
     raise AssertionError("the random cut always works")
 
