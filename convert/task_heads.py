@@ -1,21 +1,16 @@
-"""Hugging Face task heads <-> `heads/`: one table row per (architecture, task), read in both directions.
-
-A row says which head options give the same arithmetic, and under which names the checkpoint keeps each module of the
-head. Names are complete, with the encoder's prefix: a pooler that the checkpoint counts as part of the encoder
-(`bert.pooler.dense`) is part of the head here, because only the head uses it.
-"""
+"""Hugging Face task heads <-> `heads/`, in both directions: the rows of `convert.head_table`, applied."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
 
+from convert.head_table import BLOCK, CLASS_PREFIX, TASK_HEADS, UNUSED_HEADS, Config, HeadMap, find_row
 from heads import BaseKaggleHead, HeadConfig
-
-Config = Mapping[str, Any]
+from mlx_bert.encoders import find_encoder
 
 _TASK_OF_ARCHITECTURE = {
     "ForMaskedLM": "masked_lm",
@@ -35,154 +30,7 @@ _TASK_OF_HEAD = {
     "multiple_choice": "multiple_choice",
     "text_generation": "masked_lm",
 }
-_GELU_TANH = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"}
 _OLD_SUFFIXES = {"gamma": "weight", "beta": "bias"}
-
-
-@dataclass(frozen=True)
-class HeadMap:
-    """One row of the table.
-
-    Args:
-        options: From the checkpoint's config to the `HeadConfig` fields that give its arithmetic.
-        names: Module path in the head -> module path in the checkpoint.
-        bias: Masked LM only: where the checkpoint keeps the decoder's bias beside `names["output"]`.
-    """
-
-    options: Callable[[Config], dict[str, Any]]
-    names: Mapping[str, str]
-    bias: str | None = None
-
-
-def _activation(name: str) -> str:
-    return "gelu_tanh" if name in _GELU_TANH else name
-
-
-def _dropout(config: Config) -> float:
-    given = config.get("classifier_dropout")
-    return config.get("hidden_dropout_prob", 0.1) if given is None else given
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """Dropout, then the classifier."""
-    return {"input_dropout": _dropout(config)}
-
-
-def _bert_pooled(config: Config) -> dict[str, Any]:
-    """Tanh pooler on the first token, dropout, classifier."""
-    return {"pooling_type": "pooler", **_plain(config)}
-
-
-def _dense_on_first(activation: str) -> Callable[[Config], dict[str, Any]]:
-    """First token, dropout, dense, activation, dropout, classifier."""
-
-    def options(config: Config) -> dict[str, Any]:
-        dropout = _dropout(config)
-        return {
-            "hidden_sizes": [config["hidden_size"]],
-            "use_layer_norm": False,
-            "activation": activation,
-            "input_dropout": dropout,
-            "dropout_prob": dropout,
-        }
-
-    return options
-
-
-def _transform(activation: str | None = None) -> Callable[[Config], dict[str, Any]]:
-    """BERT's masked LM transform: dense, activation, LayerNorm; then the decoder."""
-
-    def options(config: Config) -> dict[str, Any]:
-        return {
-            "hidden_sizes": [config["hidden_size"]],
-            "norm_after_activation": True,
-            "activation": _activation(activation or config.get("hidden_act", "gelu")),
-            "normalization_options": {"eps": config.get("layer_norm_eps", 1e-12)},
-            "dropout_prob": 0.0,
-        }
-
-    return options
-
-
-def _modernbert(config: Config) -> dict[str, Any]:
-    """Pool, then dense, activation, norm, dropout, classifier; token heads the same without pooling."""
-    return {
-        "pooling_type": config.get("classifier_pooling", "cls"),
-        "hidden_sizes": [config["hidden_size"]],
-        "hidden_bias": config.get("classifier_bias", False),
-        "norm_after_activation": True,
-        "activation": _activation(config.get("classifier_activation", "gelu")),
-        # A LayerNorm without bias is the zero-centred RMS norm.
-        "normalization_type": "layer_norm" if config.get("norm_bias", False) else "zero_centered_rms_norm",
-        "normalization_options": {"eps": config.get("norm_eps", 1e-5)},
-        "dropout_prob": config.get("classifier_dropout", 0.0),
-    }
-
-
-def _modernbert_lm(config: Config) -> dict[str, Any]:
-    return {
-        **_modernbert(config),
-        "pooling_type": "cls",
-        "dropout_prob": 0.0,
-        "output_bias": config.get("decoder_bias", True),
-    }
-
-
-_BLOCK, _NORM = "projection.blocks.0.dense", "projection.blocks.0.norm"
-
-_BERT = {
-    "masked_lm": HeadMap(
-        _transform(),
-        {
-            _BLOCK: "cls.predictions.transform.dense",
-            _NORM: "cls.predictions.transform.LayerNorm",
-            "output": "cls.predictions.decoder",
-        },
-        bias="cls.predictions.bias",
-    ),
-    "sequence_classification": HeadMap(_bert_pooled, {"pooling.dense": "bert.pooler.dense", "output": "classifier"}),
-    "token_classification": HeadMap(_plain, {"output": "classifier"}),
-    "question_answering": HeadMap(lambda config: {}, {"output": "qa_outputs"}),
-    "multiple_choice": HeadMap(_bert_pooled, {"pooling.dense": "bert.pooler.dense", "output": "classifier"}),
-}
-_ROBERTA = {
-    "masked_lm": HeadMap(
-        _transform("gelu"),
-        {_BLOCK: "lm_head.dense", _NORM: "lm_head.layer_norm", "output": "lm_head.decoder"},
-        bias="lm_head.bias",
-    ),
-    "sequence_classification": HeadMap(
-        _dense_on_first("tanh"), {_BLOCK: "classifier.dense", "output": "classifier.out_proj"}
-    ),
-    "token_classification": HeadMap(_plain, {"output": "classifier"}),
-    "question_answering": HeadMap(lambda config: {}, {"output": "qa_outputs"}),
-    "multiple_choice": HeadMap(_bert_pooled, {"pooling.dense": "roberta.pooler.dense", "output": "classifier"}),
-}
-_MODERNBERT_NAMES = {_BLOCK: "head.dense", _NORM: "head.norm", "output": "classifier"}
-_MODERNBERT = {
-    "masked_lm": HeadMap(_modernbert_lm, {**_MODERNBERT_NAMES, "output": "decoder"}, bias="decoder.bias"),
-    "sequence_classification": HeadMap(_modernbert, _MODERNBERT_NAMES),
-    "token_classification": HeadMap(_modernbert, _MODERNBERT_NAMES),
-    "question_answering": HeadMap(_modernbert, _MODERNBERT_NAMES),
-    "multiple_choice": HeadMap(_modernbert, _MODERNBERT_NAMES),
-}
-
-TASK_HEADS: dict[str, dict[str, HeadMap]] = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "modernbert": _MODERNBERT,
-}
-"""model_type -> task -> row."""
-
-_CLASS_PREFIX = {
-    "bert": "Bert",
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-    "camembert": "Camembert",
-    "modernbert": "ModernBert",
-}
 
 
 def task_of(config: Config) -> str | None:
@@ -195,7 +43,7 @@ def task_of(config: Config) -> str | None:
 
 
 def _row(config: Config) -> HeadMap | None:
-    return TASK_HEADS.get(config.get("model_type", ""), {}).get(task_of(config) or "")
+    return find_row(config, task_of(config))
 
 
 def number_of_labels(config: Config) -> int:
@@ -208,7 +56,7 @@ def head_tensors(config: Config, tensor_names: Iterable[str]) -> set[str]:
     row = _row(config)
     if row is None:
         return set()
-    prefixes = (*row.names.values(), "cls.seq_relationship")
+    prefixes = (*row.names.values(), *UNUSED_HEADS)
     return {name for name in tensor_names if name == row.bias or name.rpartition(".")[0] in prefixes}
 
 
@@ -226,19 +74,21 @@ def head_from_checkpoint(config: Config, tensor_names: Iterable[str]) -> HeadCon
     row, task = _row(config), task_of(config)
     present = {name.rpartition(".")[0] for name in tensor_names}
     # A pooler alone does not make a classifier, and a tied decoder has no weight of its own.
-    decisive = row.names.get(_BLOCK, row.names["output"]) if row else None
+    decisive = row.names.get(BLOCK, row.names["output"]) if row else None
     if row is None or decisive not in present:
         return None
     return _head_config(config, task, row)
 
 
 def _head_config(config: Config, task: str, row: HeadMap) -> HeadConfig:
+    encoder = find_encoder(config).Config.from_dict(config)
+    config = {**encoder.modernise(config), **asdict(encoder)}
     labels = number_of_labels(config)
     kinds: dict[str, tuple[str, int, dict[str, Any]]] = {
         "masked_lm": (
             "text_generation",
             config.get("vocab_size", 1),
-            {"objective": "mlm", "tie_embeddings": config.get("tie_word_embeddings", True)},
+            {"objective": "mlm", "tie_embeddings": _is_tied(config, row)},
         ),
         "token_classification": ("token_classification", labels, {}),
         "question_answering": ("question_answering", 2, {}),
@@ -248,6 +98,10 @@ def _head_config(config: Config, task: str, row: HeadMap) -> HeadConfig:
     return HeadConfig(
         head_type=head_type, input_size=config["hidden_size"], output_size=size, extra=extra, **row.options(config)
     )
+
+
+def _is_tied(config: Config, row: HeadMap) -> bool:
+    return row.always_tied or bool(config.get("tie_word_embeddings", True))
 
 
 def _sequence_kind(config: Config, labels: int) -> tuple[str, int, dict[str, Any]]:
@@ -278,7 +132,7 @@ def head_weights(config: Config, weights: Mapping[str, mx.array]) -> dict[str, m
     """
     row = _known_row(config)
     arrays: dict[str, mx.array] = {}
-    tied = task_of(config) == "masked_lm" and config.get("tie_word_embeddings", True)
+    tied = task_of(config) == "masked_lm" and _is_tied(config, row)
     for path, prefix in row.names.items():
         for suffix in ("weight", "bias", *_OLD_SUFFIXES):
             if f"{prefix}.{suffix}" in weights and not (tied and path == "output"):
@@ -316,14 +170,14 @@ def checkpoint_config(config: Config, head_config: HeadConfig) -> dict[str, Any]
     """
     model_type, head_type = config.get("model_type", ""), str(head_config.head_type)
     task = _TASK_OF_HEAD.get(head_type)
-    row = TASK_HEADS.get(model_type, {}).get(task or "")
+    row = find_row(config, task)
     if row is None:
         raise ValueError(
             f"[convert] expected a head of {model_type!r} in transformers but got {head_type!r}, which has no equal "
             "there. Save the model with save_pretrained instead."
         )
     suffix = next(suffix for suffix, name in _TASK_OF_ARCHITECTURE.items() if name == task)
-    result = {**config, "architectures": [_CLASS_PREFIX[model_type] + suffix]}
+    result = {**config, "architectures": [CLASS_PREFIX[model_type] + suffix]}
     if task == "sequence_classification":
         result["problem_type"] = {
             "regression": "regression",

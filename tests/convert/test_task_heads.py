@@ -33,7 +33,16 @@ SUFFIXES = {
     "question_answering": "ForQuestionAnswering",
     "multiple_choice": "ForMultipleChoice",
 }
-FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
+FAMILIES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "modernbert": "ModernBert",
+    "albert": "Albert",
+    "deberta-v2": "DebertaV2",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "mpnet": "MPNet",
+}
 VARIANTS = {
     "plain": {},
     "regression": {"problem_type": "regression", "num_labels": 2},
@@ -153,6 +162,61 @@ def test_options_of_the_classifier_are_honoured(family, changes):
 def test_masked_lm_activation_is_honoured(activation):
     model = reference("bert", "masked_lm", hidden_act=activation)
     compare(model, read_head(model), "masked_lm")
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "changes"),
+    [
+        ("albert", "masked_lm", {"hidden_act": "relu", "embedding_size": 12, "layer_norm_eps": 0.1}),
+        ("deberta-v2", "masked_lm", {"legacy": False, "hidden_act": "gelu_new"}),
+        ("deberta-v2", "masked_lm", {"legacy": False, "tie_word_embeddings": False}),
+        ("deberta-v2", "masked_lm", {"embedding_size": 12, "layer_norm_eps": 0.1}),
+        ("deberta-v2", "sequence_classification", {"pooler_hidden_act": "tanh"}),
+        ("deberta-v2", "multiple_choice", {"pooler_hidden_act": "gelu_new"}),
+        ("distilbert", "masked_lm", {"activation": "relu"}),
+        ("electra", "masked_lm", {"hidden_act": "relu", "embedding_size": 12}),
+        ("electra", "multiple_choice", {"summary_activation": "tanh"}),
+        ("electra", "multiple_choice", {"summary_activation": "linear"}),
+    ],
+)
+def test_options_of_other_families_are_honoured(family, task, changes):
+    model = reference(family, task, **changes)
+    compare(model, read_head(model), task)
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "dropouts"),
+    [
+        ({"model_type": "distilbert", "dropout": 0.6, "seq_classif_dropout": 0.3}, "pre_classifier", (0.0, 0.3)),
+        ({"model_type": "electra", "hidden_dropout_prob": 0.3}, "classifier.dense", (0.3, 0.3)),
+        (
+            {"model_type": "mpnet", "hidden_dropout_prob": 0.3, "classifier_dropout": 0.9},
+            "classifier.dense",
+            (0.3, 0.3),
+        ),
+        ({"model_type": "albert", "classifier_dropout_prob": 0.3}, "classifier", (0.3, None)),
+        ({"model_type": "albert"}, "classifier", (0.1, None)),
+        ({"model_type": "deberta-v2", "cls_dropout": 0.3, "pooler_dropout": 0.2}, "pooler.dense", (0.2, 0.3)),
+        ({"model_type": "deberta-v2", "hidden_dropout_prob": 0.4}, "pooler.dense", (0.0, 0.4)),
+    ],
+)
+def test_each_family_keeps_its_own_dropouts(config, names, dropouts):
+    config = {**SIZES, "architectures": ["XForSequenceClassification"], **config}
+    head = head_from_checkpoint(config, [f"{names}.weight"])
+    assert head.input_dropout == dropouts[0]
+    if head.hidden_sizes:
+        assert head.dropout_prob == dropouts[1]
+
+
+def test_a_summary_of_another_place_is_refused():
+    config = {**SIZES, "model_type": "electra", "architectures": ["ElectraForMultipleChoice"], "summary_type": "last"}
+    with pytest.raises(ValueError, match="expected summary_type 'first' with summary_use_proj but got 'last'"):
+        head_from_checkpoint(config, ["sequence_summary.summary.weight"])
+
+
+def test_a_discriminator_is_a_bare_encoder():
+    config = {**SIZES, "model_type": "electra", "architectures": ["ElectraForPreTraining"]}
+    assert head_from_checkpoint(config, ["discriminator_predictions.dense.weight"]) is None
 
 
 def test_every_family_has_every_task():
