@@ -60,7 +60,7 @@ def lambdarank_loss(
     ideal = mx.expand_dims(gains / mx.log2(1 + _ranks(relevance, together)), -2)
     ideal = mx.sum(mx.where(together, ideal, 0.0), axis=-1, keepdims=True)
     change = mx.abs(_differences(gains) * _differences(discounts)) / mx.where(ideal > 0, ideal, 1.0)
-    return _mean_over_pairs(mx.stop_gradient(change) * nn.softplus(-_differences(scores)), relevance, together)
+    return _mean_over_pairs(change * nn.softplus(-_differences(scores)), relevance, together)
 
 
 def pointwise_ranking_loss(

@@ -312,6 +312,9 @@ def test_hopfield_refines_its_queries():
             q = softmax(q @ k.swapaxes(-1, -2) / np.sqrt(2)) @ k
     # Once the maps stand still, more steps change nothing.
     np.testing.assert_array_equal(w[40], w[80])
+    # A head whose map changes by less than the tolerance keeps its queries.
+    tolerant = redrawn("hopfield", update_steps_max=2, update_steps_eps=1e3)
+    np.testing.assert_array_equal(np.array(tolerant(states())), w[0])
 
 
 def test_cbam_is_the_formula():
