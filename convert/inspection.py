@@ -72,18 +72,17 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None) -> Findi
 
 
 def _config_facts(config: dict[str, Any]) -> dict[str, str]:
+    labels, classes = config.get("id2label"), config.get("architectures")
     shown = {
         "model_type": config.get("model_type"),
-        "class": ", ".join(map(str, config.get("architectures") or [])) or None,
+        "class": ", ".join(map(str, classes)) if isinstance(classes, list) else None,
         "layers": config.get("num_hidden_layers"),
         "hidden size": config.get("hidden_size"),
         "vocabulary": config.get("vocab_size"),
-        "labels": ", ".join(map(str, list(config["id2label"].values())[:12]))
-        if isinstance(config.get("id2label"), dict)
-        else None,
+        "labels": ", ".join(map(str, list(labels.values())[:12])) if isinstance(labels, dict) else None,
         "quantization": config.get("quantization"),
     }
-    return {key: str(value) for key, value in shown.items() if value is not None}
+    return {key: str(value)[:200] for key, value in shown.items() if value is not None}
 
 
 def _weight_facts(entries: dict[str, TensorEntry]) -> dict[str, str]:
