@@ -249,7 +249,7 @@ class BertCore(nn.Module):
         dtype = str(floating[0] if len(floating) == 1 else mx.float32).removeprefix("mlx.core.")
         ours = {"architectures", "torch_dtype", *self.config.__dataclass_fields__}
         kept = {key: value for key, value in self._stored_config.items() if key not in ours}
-        return {**kept, **self.config.to_dict(), "dtype": dtype}
+        return {**kept, **self.config.saved(), "dtype": dtype}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and ``bert_core_config.json``; transformers reads it too."""

@@ -16,6 +16,7 @@ from mlx_bert.encoders import (
     gemma3_text,
     gte,
     jina_bert,
+    jina_v3,
     modernbert,
     mpnet,
     nomic_bert,
@@ -40,11 +41,12 @@ ENCODERS: dict[str, ModuleType] = {
     "electra": electra,
     "mpnet": mpnet,
     "jina_bert": jina_bert,
+    "jina_embeddings_v3": jina_v3,
 }
 
 
 # Files whose checkpoints carry another architecture's model_type; their own keys tell.
-CLAIMANTS: tuple[ModuleType, ...] = (jina_bert,)
+CLAIMANTS: tuple[ModuleType, ...] = (jina_bert, jina_v3)
 
 
 def find_encoder(config: Mapping[str, Any]) -> ModuleType:

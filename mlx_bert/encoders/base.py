@@ -99,6 +99,10 @@ class EncoderConfig:
         """The fields as ``config.json`` spells them."""
         return asdict(self)
 
+    def saved(self) -> dict[str, Any]:
+        """The fields as they describe weights that were loaded under this config and are now written."""
+        return self.to_dict()
+
     def __post_init__(self) -> None:
         where = f"[{self.model_type}]"
         for name in (
