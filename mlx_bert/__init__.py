@@ -24,6 +24,8 @@ _PUBLIC = {
     "BertWithHead": "mlx_bert.model",
     "Batch": "mlx_bert.tokenizer",
     "Tokenizer": "mlx_bert.tokenizer",
+    "MultiheadClassifier": "mlx_bert.multihead",
+    "MultiheadConfig": "mlx_bert.multihead",
     "SentenceEncoder": "mlx_bert.inference.encode",
     "Trainer": "mlx_bert.training.trainer",
     "TrainingArgs": "mlx_bert.training.args",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     )
     from mlx_bert.inference.encode import SentenceEncoder
     from mlx_bert.model import BertWithHead
+    from mlx_bert.multihead import MultiheadClassifier, MultiheadConfig
     from mlx_bert.tokenizer import Batch, Tokenizer
     from mlx_bert.training.args import TrainingArgs
     from mlx_bert.training.trainer import Trainer

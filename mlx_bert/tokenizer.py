@@ -57,7 +57,9 @@ class Tokenizer:
     Args:
         fast: the tokenizer of the ``tokenizers`` library.
         pad_token: the padding token.
-        max_length: the longest row, special tokens included; None for no bound.
+        max_length: texts are truncated to this many tokens, special ones included, unless a call says otherwise; None
+            for no truncation.
+        limit: what the encoder can hold, whatever a call says; None for no bound.
         padding_side: ``"right"`` or ``"left"``.
         folder: where the files lie, for :meth:`save_pretrained`.
     """
@@ -69,6 +71,7 @@ class Tokenizer:
         max_length: int | None = None,
         padding_side: str = "right",
         folder: Path | None = None,
+        limit: int | None = None,
     ) -> None:
         pad_id = fast.token_to_id(pad_token)
         if pad_id is None:
@@ -83,6 +86,7 @@ class Tokenizer:
         self.pad_token = pad_token
         self.pad_id = pad_id
         self.max_length = max_length
+        self.limit = limit
         self.padding_side = padding_side
         self.folder = folder
         self._truncation_lock = threading.Lock()
@@ -118,14 +122,17 @@ class Tokenizer:
             pad_token = next((token for token in ("[PAD]", "<pad>") if fast.token_to_id(token) is not None), None)
         if pad_token is None:
             raise ValueError(f"[tokenizer] {folder} names no padding token. Add pad_token to {TOKENIZER_CONFIG}.")
-        bounds = [settings.get("model_max_length"), _longest_row(folder)]
+        limit = _longest_row(folder)
+        bounds = [settings.get("model_max_length"), limit]
         bounds = [int(bound) for bound in bounds if isinstance(bound, int | float) and 0 < bound < 1_000_000]
-        return cls(fast, pad_token, min(bounds, default=None), settings.get("padding_side") or "right", folder)
+        return cls(fast, pad_token, min(bounds, default=None), settings.get("padding_side") or "right", folder, limit)
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
     ) -> list[Encoding]:
-        """Tokenise without padding, truncated (longest first for pairs) to ``max_length`` or the tokenizer's own bound.
+        """Tokenise without padding, truncated (longest first for pairs) to ``max_length`` or the tokenizer's own.
+
+        Never longer than the encoder can hold.
 
         Raises:
             ValueError: not strings, pairs of another number, or a ``max_length`` that leaves no room for text.
@@ -135,6 +142,8 @@ class Tokenizer:
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"[tokenizer] expected {len(texts)} pairs but got {len(pairs)}. Give one for each text.")
         max_length = max_length or self.max_length
+        if self.limit is not None:
+            max_length = min(max_length or self.limit, self.limit)
         room = self.fast.num_special_tokens_to_add(pairs is not None)
         if max_length is not None and max_length <= room:
             raise ValueError(

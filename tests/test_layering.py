@@ -43,6 +43,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "mlx_bert.data",
         "heads",
     ),
+    "mlx_bert.multihead": (
+        "mlx_bert.multihead_config",
+        "mlx_bert.training",
+        "mlx_bert.inference",
+        "mlx_bert.model",
+        "mlx_bert.core",
+        "mlx_bert.tokenizer",
+        "mlx_bert.checkpoint",
+        "mlx_bert.data",
+        "heads",
+    ),
+    "mlx_bert.multihead_config": (),
     "mlx_bert.serve": ("mlx_bert.inference", "mlx_bert.model", "mlx_bert.tokenizer"),
     "convert": ("mlx_bert", "mlx_bert.encoders", "mlx_bert.checkpoint", "heads"),
     # The top, which may import all of ours: the package's public names, and the command line.

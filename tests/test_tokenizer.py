@@ -83,6 +83,10 @@ def test_the_bound_is_the_smaller_of_tokenizer_and_encoder(tiny_bert_folder, tmp
     assert Tokenizer.from_pretrained(folder).max_length == 20
 
 
+def test_no_call_exceeds_what_the_encoder_holds(tokenizer):
+    assert len(tokenizer.encode(["good " * 100], max_length=200)[0]) == 64
+
+
 def test_saving_and_loading(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = Tokenizer.from_pretrained(tmp_path)

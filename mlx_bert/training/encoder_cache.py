@@ -62,7 +62,7 @@ def cache_encoder(
     cached: list[Example] = list(examples)
     for batch in progress(batches) if progress else batches:
         chosen = [examples[index] for index in batch.indices]
-        arrays = {key: value for key, value in collator(chosen).items() if key != "labels"}
+        arrays = collator([{key: value for key, value in example.items() if key != "labels"} for example in chosen])
         rows = np.array(states(arrays))
         for index, example, row in zip(batch.indices, chosen, rows, strict=True):
             length = token_count(example)

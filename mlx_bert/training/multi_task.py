@@ -18,8 +18,8 @@ from mlx_bert.data.samplers import BatchIndices, TaskSampler
 class MultiTaskObjective:
     """Loss and metrics of a ``BertWithHead`` whose head is a ``MultiTaskNLPHead`` of classification tasks.
 
-    A batch has ``labels`` {task: int32 ``(B,)``}, -100 where an example has no label of that task. With a single task in
-    the labels only its head runs. The loss of a batch is the mean over its examples of their task's weighted loss, so
+    A batch has ``labels`` {task: int32 ``(B,)``}, -100 where an example has no label of that task. With one task in the
+    labels only its head runs. The loss of a batch is the mean over its examples of their task's weighted loss, so
     batches of one task and mixed ones add up to the same.
     """
 
@@ -43,7 +43,7 @@ class MultiTaskObjective:
         return total / mx.maximum(count, 1.0), count
 
     def metrics(self, model: Any, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
-        """``{task}_accuracy`` and ``{task}_f1`` (macro, over the classes that occur), and their means over the tasks."""
+        """``{task}_accuracy`` and ``{task}_f1`` (macro, over the classes that occur), and their means over tasks."""
         from sklearn.metrics import accuracy_score, f1_score
 
         found: dict[str, float] = {}
