@@ -97,7 +97,7 @@ class BertWithHead(nn.Module):
             labels: what the head's loss takes; None for no loss.
             output_attentions, output_hidden_states: also return the encoder's.
             return_dict: False gives ``(loss, logits)``, with the predictions for a head without logits.
-            head_inputs: what the head's ``forward`` takes besides.
+            head_inputs: what the head's ``forward`` takes besides; a tied language model gets the word embeddings.
 
         Returns:
             All outputs of the head, and ``loss`` (a scalar or None), ``logits``, ``predictions``, ``probabilities``
@@ -109,6 +109,8 @@ class BertWithHead(nn.Module):
         states = encoded.last_hidden_state
         if input_ids.ndim == 3:
             states = states.reshape(*input_ids.shape, states.shape[-1])
+        if getattr(self.head, "needs_embeddings", False):
+            head_inputs = {"embeddings": _word_embeddings(self.bert), **head_inputs}
         outputs = self.head(states, attention_mask, **head_inputs)
         loss = None if labels is None else self.head.compute_loss(outputs, labels)
         if not return_dict:
@@ -249,6 +251,12 @@ class BertWithHead(nn.Module):
 def _flatten(array: mx.array | None) -> mx.array | None:
     """``(B, N, L)`` -> ``(B * N, L)``, which is what encoders take."""
     return array.reshape(-1, array.shape[-1]) if array is not None and array.ndim == 3 else array
+
+
+def _word_embeddings(bert: BertCore) -> nn.Module:
+    """The encoder's table ``(V, D)``, which the decoder of a tied language model is too."""
+    embeddings = bert.encoder.embeddings
+    return embeddings.word if "word" in embeddings else embeddings.tokens
 
 
 def _load_head(head: BaseKaggleHead, weights: dict[str, mx.array], dtype: str | mx.Dtype | None) -> None:
