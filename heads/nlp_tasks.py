@@ -156,6 +156,11 @@ class NLPTaskConfig:
             classes = 1
         if classes is None and self.task_type in CLASSIFICATION_TASKS:
             raise ValueError(f"[{where}] expected num_classes for {self.task_type.value} but got None. Give it.")
+        if self.task_type in categories["regression"] and classes != 1:
+            raise ValueError(
+                f"[{where}] expected num_classes of 1 for {self.task_type.value} but got {classes}. "
+                "Use a classification task for classes."
+            )
         if classes is not None and classes < 1:
             raise ValueError(f"[{where}] expected num_classes of at least 1 but got {classes}. Count the labels.")
         object.__setattr__(self, "num_classes", classes)
