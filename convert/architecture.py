@@ -16,14 +16,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_bert.checkpoint import TensorEntry
-from mlx_bert.encoders import find_encoder
+from mlx_bert.encoders import CLAIMANTS, find_encoder
 from mlx_bert.encoders.base import NameMap
 
 # Keys of known impostors -> the values that genuine architectures may have.
 TELLING_KEYS: dict[str, tuple[Any, ...]] = {
-    "position_embedding_type": ("absolute", "sans_pos", None),  # jina v2: alibi; jina v3: rotary
-    "feed_forward_type": ("original", None),  # jina v2: geglu
-    "lora_adaptations": (None,),  # jina v3
+    "position_embedding_type": ("absolute", "sans_pos", None),
+    "feed_forward_type": ("original", None),
+    "lora_adaptations": (None,),
 }
 # First component of the names of task heads (transformers' For... classes), prefix of the encoder taken off.
 HEAD_ROOTS = {
@@ -41,8 +41,9 @@ def check_config(config: Mapping[str, Any]) -> ModuleType:
     """
     architecture = find_encoder(config)
     model_type = config["model_type"]
-    if architecture.NAMES.older:  # it came to the Hub with code of its own, so that says nothing
-        return architecture
+    known_code = "auto_map" in config and "auto_map" not in architecture.Config.modernise(config)
+    if architecture.NAMES.older or architecture in CLAIMANTS or known_code:
+        return architecture  # it came to the Hub with code of its own, so that says nothing
     for key, genuine in TELLING_KEYS.items():
         if config.get(key) not in genuine:
             raise _impostor(model_type, key, config[key])
@@ -69,6 +70,7 @@ class Parts:
         heads: names of known task heads.
         strangers: names that belong to neither; they are kept in the file.
         renamed: the file had the names of an architecture's own code, which became transformers'.
+        reduced: tensors without a place under transformers' names (adapters) were left out on the way.
         model: the encoder, with weights that nobody has computed: for its modules and shapes.
         names: its reversible name map.
     """
@@ -78,17 +80,26 @@ class Parts:
     heads: list[str]
     strangers: list[str]
     renamed: bool
+    reduced: bool
     model: nn.Module
     names: NameMap
 
 
-def check_tensors(architecture: ModuleType, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> Parts:
+def check_tensors(
+    architecture: ModuleType,
+    config: Mapping[str, Any],
+    entries: Mapping[str, TensorEntry],
+    always_rename: bool = False,
+) -> Parts:
     """Compare names and shapes with the architecture's. A pooler may be missing, and a head's tied decoder.
+
+    Names of an architecture's own code become transformers', unless something would be lost.
 
     Args:
         architecture: the encoder's file.
         config: the parsed ``config.json``.
         entries: tensors by name, none of them quantised.
+        always_rename: rename even so.
 
     Raises:
         ValueError: missing, unexpected or misshapen tensors of the encoder, named with both shapes.
@@ -105,17 +116,26 @@ def check_tensors(architecture: ModuleType, config: Mapping[str, Any], entries: 
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"[convert] config.json has values that make no model: {reason}. Check it.") from None
     own, others = names.split(entries)
-    renamed = bool(names.older) and not own.keys() <= wanted.keys() | fitted.unused_tensors
-    if renamed:
+    kept = dict(entries)
+    renamed = reduced = False
+    if names.older and not own.keys() <= wanted.keys() | fitted.unused_tensors:
         prefix = names.prefix if any(name != stored for name, stored in own.items()) else ""
-        native = _renamed(names, prefix, {name: entries[stored] for name, stored in own.items()})
-        entries = {**native, **{name: entries[name] for name in others}}
-        own, others = names.split(entries)
-    _compare(config, wanted, own, entries, fitted.unused_tensors)
+        native = _renamed(names, prefix, {name: entries[own[name]] for name in own.keys() - fitted.unused_tensors})
+        kept = {**native, **{name: entries[name] for name in others}}
+        native_own, _ = names.split(kept)
+        _compare(config, wanted, native_own, kept, fitted.unused_tensors)
+        reduced = sum(entry.nbytes for entry in native.values()) < sum(entries[name].nbytes for name in own.values())
+        renamed = always_rename or not reduced
+        if renamed:
+            own = native_own
+        else:
+            kept, reduced = dict(entries), False
+    else:
+        _compare(config, wanted, own, entries, fitted.unused_tensors)
     is_head = {name: name.split(".")[0] in HEAD_ROOTS for name in others}
     heads = [name for name in others if is_head[name]]
     strangers = [name for name in others if not is_head[name]]
-    return Parts(dict(entries), own, heads, strangers, renamed, model, names)
+    return Parts(kept, own, heads, strangers, renamed, reduced, model, names)
 
 
 def _compare(

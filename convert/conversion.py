@@ -6,6 +6,7 @@ Face's names (old spellings become today's), ``config.json`` keeps its keys.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,14 +143,16 @@ def convert_checkpoint(
     inside(root, CONFIG)
     config = read_json(root / CONFIG)
     architecture = check_config(config)
+    config = architecture.Config.modernise(config)
     entries = todays_names(open_weights(root))
     bytes_before = sum(entry.nbytes for entry in entries.values())
     entries, config = _floating(entries, config, dequantize, target_dtype)
-    parts = check_tensors(architecture, config, entries)
+    parts = check_tensors(architecture, config, entries, always_rename=quantization is not None)
     entries = parts.entries
-    if parts.renamed:  # transformers' own class reads it then, and needs its own keys
-        kept = {key: value for key, value in config.items() if key != "auto_map"}
-        config = {**kept, **architecture.Config.from_dict(config).to_dict()}
+    if parts.renamed:  # transformers' own class reads it then, by its own keys
+        config = {**architecture.Config.modernise(config), **architecture.Config.from_dict(config).saved()}
+    if parts.reduced:
+        warnings.warn("[convert] the adapters are left out: a quantised model has none.", stacklevel=2)
 
     def cast(entry: TensorEntry) -> TensorEntry:
         return cast_entry(entry, target_dtype)

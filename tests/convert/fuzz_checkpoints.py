@@ -7,6 +7,7 @@ mutations. Prints a JSON summary.
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -135,6 +136,7 @@ def main(seeds: Path, work: Path, cases: int, number: int = 0) -> dict[str, obje
         if path.suffix in (".json", ".bin", ".safetensors") or path.name == "vocab.txt"
     )
     warnings.simplefilter("ignore")
+    os.fsync = lambda _: None  # hundreds of waits for the disk
     summary = {"converted": 0, "refused": 0, "failures": [], "slowest": 0.0}
     convert_checkpoint(seeds / "sentence", work / "warm", quantization={}, verify=True)
     shutil.rmtree(work / "warm")

@@ -228,11 +228,10 @@ def test_unknown_type(refuses, bert_folder, edit_json):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"position_embedding_type": "alibi", "feed_forward_type": "geglu"}, "position_embedding_type"),
         ({"feed_forward_type": "geglu"}, "feed_forward_type"),
         ({"auto_map": {"AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"}}, "auto_map"),
-        ({"model_type": "xlm-roberta", "position_embedding_type": "rotary"}, "position_embedding_type"),
         ({"model_type": "xlm-roberta", "lora_adaptations": ["retrieval.query"]}, "lora_adaptations"),
+        ({"model_type": "xlm-roberta", "position_embedding_type": "alibi"}, "position_embedding_type"),
         ({"model_type": "xlm-roberta", "auto_map": {"AutoModelForMaskedLM": "x--y.Z"}}, "auto_map"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ],
@@ -240,6 +239,19 @@ def test_unknown_type(refuses, bert_folder, edit_json):
 def test_impostor(refuses, bert_folder, edit_json, changes, key):
     edit_json(bert_folder / "config.json", **changes)
     refuses(f"its key '{key}'.*belongs to another architecture")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean"},
+        {"model_type": "xlm-roberta", "position_embedding_type": "rotary"},
+    ],
+)
+def test_config_of_jina_with_weights_of_bert(refuses, bert_folder, edit_json, changes):
+    """Jina's models say bert and xlm-roberta; they are known by their keys, so plain weights don't fit them."""
+    edit_json(bert_folder / "config.json", **changes)
+    refuses("the weights are not those of a|unexpected tensor")
 
 
 def test_an_auto_map_of_the_tokenizer_alone_is_harmless(bert_folder, tmp_path, edit_json):
