@@ -428,6 +428,7 @@ class MultiheadClassifier:
             write_safetensors(folder / HEADS_FILE, entries_of(self.model.head.state_arrays()))
             saved = {
                 "config": self.config.to_dict(),
+                "head": self.model.head.get_config(),
                 "labels": {task: labels.to_dict() for task, labels in self._labels.items()},
                 "class_weights": self._weights,
             }
@@ -443,7 +444,7 @@ class MultiheadClassifier:
         """
         path = Path(self.config.training.save_path if path is None else path)
         saved = read_json(path / CONFIG_FILE)
-        if lacking := {"config", "labels", "class_weights"} - saved.keys():
+        if lacking := {"config", "head", "labels", "class_weights"} - saved.keys():
             raise ValueError(f"[multihead] {path / CONFIG_FILE} lacks {', '.join(sorted(lacking))}. Save it again.")
         self.config = MultiheadConfig.from_dict(saved["config"])
         self._labels = {task: LabelMap.from_dict(labels) for task, labels in saved["labels"].items()}
@@ -451,7 +452,7 @@ class MultiheadClassifier:
         self._splits = {}
         self.tokenizer = Tokenizer.from_pretrained(path / ENCODER_FOLDER)
         core = BertCore.from_pretrained(path / ENCODER_FOLDER)
-        head = self._build_head(core.get_hidden_size())
+        head = MultiTaskNLPHead.from_config(saved["head"])
         read_header(path / HEADS_FILE)
         head.load_state_arrays(mx.load(str(path / HEADS_FILE), format="safetensors"))
         mx.eval(head.state_arrays())

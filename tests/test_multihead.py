@@ -123,7 +123,7 @@ def test_save_and_load(trained, tmp_path):
         again.analyze()
     saved = json.loads((tmp_path / "model" / "multihead_config.json").read_text())
     (tmp_path / "model" / "multihead_config.json").write_text(json.dumps({"config": saved["config"]}))
-    with pytest.raises(ValueError, match="lacks class_weights, labels"):
+    with pytest.raises(ValueError, match="lacks class_weights, head, labels"):
         MultiheadClassifier().load(tmp_path / "model")
 
 
