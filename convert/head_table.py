@@ -86,7 +86,11 @@ def _transform(activation: str | None = None, embedding_size: bool = False) -> C
     return options
 
 
-def _distilbert(config: Config) -> dict[str, Any]:
+def _distilbert_lm(config: Config) -> dict[str, Any]:
+    return _transform(config.get("activation", "gelu"))(config)
+
+
+def _distilbert_pooled(config: Config) -> dict[str, Any]:
     return _dense(config, "relu", 0.0, config.get("seq_classif_dropout", 0.2))
 
 
@@ -170,15 +174,15 @@ _MODERNBERT = {
     "multiple_choice": HeadMap(_modernbert, _MODERNBERT_NAMES),
 }
 
-_DISTILBERT_POOLED = HeadMap(_distilbert, {BLOCK: "pre_classifier", "output": "classifier"})
+_DISTILBERT_POOLED = HeadMap(_distilbert_pooled, {BLOCK: "pre_classifier", "output": "classifier"})
 _DISTILBERT = {
     "masked_lm": HeadMap(
-        _transform(),
+        _distilbert_lm,
         {BLOCK: "vocab_transform", NORM: "vocab_layer_norm", "output": "vocab_projector"},
         bias="vocab_projector.bias",
     ),
     "sequence_classification": _DISTILBERT_POOLED,
-    "token_classification": HeadMap(partial(_plain, key="hidden_dropout_prob"), {"output": "classifier"}),
+    "token_classification": HeadMap(partial(_plain, key="dropout", default=0.1), {"output": "classifier"}),
     "question_answering": HeadMap(partial(_plain, key="qa_dropout", default=0.1), {"output": "qa_outputs"}),
     "multiple_choice": _DISTILBERT_POOLED,
 }

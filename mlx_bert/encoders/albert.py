@@ -59,9 +59,9 @@ class Config(bert.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.num_hidden_groups <= self.num_hidden_layers or self.inner_group_num < 1:
+        if not 1 <= self.num_hidden_groups <= self.num_hidden_layers or not 1 <= self.inner_group_num <= 64:
             raise ValueError(
-                f"[albert] expected 1 to {self.num_hidden_layers} num_hidden_groups and at least 1 inner_group_num but "
+                f"[albert] expected 1 to {self.num_hidden_layers} num_hidden_groups and 1 to 64 inner_group_num but "
                 f"got {self.num_hidden_groups} and {self.inner_group_num}. Check config.json."
             )
 

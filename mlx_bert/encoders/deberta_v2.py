@@ -96,6 +96,11 @@ class Config(EncoderConfig):
             kinds = [kind.strip() for kind in kinds.lower().split("|") if kind.strip()]
         return {**config, "pos_att_type": kinds}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in the files, a size that goes without saying is left out: transformers does not take null for one."""
+        silent = {"attention_head_size", "embedding_size"}
+        return {key: value for key, value in super().to_dict().items() if value is not None or key not in silent}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         activation(self.hidden_act)

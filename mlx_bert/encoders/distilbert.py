@@ -6,8 +6,8 @@ Dimensions: B batch, L tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -41,21 +41,13 @@ NAMES = NameMap(
     },
 )
 
-# BERT's names for the fields -> what a DistilBERT config.json calls them.
-KEYS = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "hidden_act": "activation",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-}
+# The names that all configs here have -> what a DistilBERT config.json calls them (transformers takes both).
+KEYS = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(EncoderConfig):
-    """A DistilBERT ``config.json`` under BERT's names (see ``KEYS``); defaults are distilbert-base-uncased's.
+    """The keys of a DistilBERT ``config.json``, but for ``KEYS``; defaults are distilbert-base-uncased's.
 
     ``sinusoidal_pos_embds`` says how the position table starts; a checkpoint holds the table in either case.
     """
@@ -65,10 +57,10 @@ class Config(EncoderConfig):
     hidden_size: int = 768
     num_hidden_layers: int = 6
     num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    hidden_dim: int = 3072
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
     max_position_embeddings: int = 512
     sinusoidal_pos_embds: bool = False
     pad_token_id: int | None = 0
@@ -76,15 +68,34 @@ class Config(EncoderConfig):
 
     @classmethod
     def modernise(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        renamed = {ours: config[theirs] for ours, theirs in KEYS.items() if theirs in config}
-        return {**{key: value for key, value in config.items() if key not in KEYS.values()}, **renamed}
+        given = {theirs: config[ours] for ours, theirs in KEYS.items() if ours in config}
+        return {**{key: value for key, value in config.items() if key not in KEYS}, **given}
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        config = cls.modernise(config)
+        values = {field.name: config.get(KEYS.get(field.name, field.name), field.default) for field in fields(cls)}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return {KEYS.get(name, name): value for name, value in super().to_dict().items()}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        activation(self.hidden_act)
+        activation(self.activation)
+
+    # As BERT's modules ask for them.
+    @property
+    def intermediate_size(self) -> int:
+        return self.hidden_dim
+
+    @property
+    def hidden_act(self) -> str:
+        return self.activation
+
+    @property
+    def attention_probs_dropout_prob(self) -> float:
+        return self.attention_dropout
 
 
 def sinusoidal_positions(count: int, size: int) -> mx.array:
@@ -104,7 +115,7 @@ class Embeddings(nn.Module):
         if config.sinusoidal_pos_embds:
             self.position.weight = sinusoidal_positions(config.max_position_embeddings, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.dropout)
 
     def __call__(self, input_ids: mx.array, position_ids: mx.array | None) -> mx.array:
         if position_ids is None:
@@ -121,7 +132,7 @@ class Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.dropout)
 
     def __call__(
         self, x: mx.array, mask: mx.array | None, return_weights: bool = False

@@ -38,16 +38,22 @@ def test_a_new_model_starts_with_the_sinusoidal_table():
 
 def test_the_config_keeps_the_files_own_keys(tmp_path):
     config = Config.from_dict({"model_type": "distilbert", **TINY, "dropout": 0.3})
-    assert (config.hidden_size, config.intermediate_size, config.hidden_dropout_prob) == (32, 48, 0.3)
+    assert (config.hidden_size, config.num_hidden_layers, config.dropout) == (32, 2, 0.3)
     assert Config.from_dict(config.to_dict()) == config
-    core = BertCore(config.to_dict())
-    core.save_pretrained(tmp_path)
+    BertCore(config.to_dict()).save_pretrained(tmp_path)
     saved = transformers.DistilBertConfig.from_pretrained(tmp_path)
-    assert (saved.dim, saved.n_layers, saved.dropout) == (32, 2, 0.3)
-    again = BertCore.from_pretrained(tmp_path, hidden_dropout_prob=0.0)
-    assert again.config.hidden_dropout_prob == 0.0
-    assert again.stored_config()["dropout"] == 0.0
-    assert "hidden_dropout_prob" not in again.stored_config()
+    assert (saved.dim, saved.n_layers, saved.hidden_dim, saved.dropout) == (32, 2, 48, 0.3)
+    again = BertCore.from_pretrained(tmp_path, dropout=0.0).stored_config()
+    assert again["dropout"] == 0.0
+    assert again["dim"] == 32
+    assert "hidden_size" not in again
+
+
+def test_names_of_other_architectures_count_as_they_do_in_transformers():
+    given = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_act": "relu"}
+    ours, theirs = Config.from_dict(given), transformers.DistilBertConfig(**given)
+    assert (ours.hidden_size, ours.num_hidden_layers, ours.num_attention_heads) == (32, 1, 2)
+    assert ours.hidden_act == theirs.activation == "gelu"
 
 
 def test_segments_are_passed_over():
