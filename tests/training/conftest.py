@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-WORDS = "the movie book food day night city house dog cat very too so it that this".split()
+WORDS = ("the", "movie", "book", "food", "day", "night", "city", "house", "dog", "cat", "very", "so", "it", "that")
 MARKERS = {"neg": ("bad", "awful", "sad"), "neutral": ("small", "old", "green"), "pos": ("good", "great", "happy")}
 
 
