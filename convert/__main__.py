@@ -31,6 +31,10 @@ examples:
       another mode: affine (8 bits, groups of 64), mxfp4 (4/32), mxfp8 (8/32), nvfp4 (4/16)
   python -m convert ./bge-8bit --dequantize --dtype float16 --output bge-float
       back from quantised to floating weights
+  python -m convert ./my-finetuned-model --export --output for-transformers
+      a fine-tuned model as the ...ForSequenceClassification (or other task class) that transformers loads
+  python -m convert BAAI/bge-small-en-v1.5 --output bge --upload-repo me/bge-small-mlx
+      convert, write a model card, and put both on the Hub
   python -m convert inspect ./some-model
       what a checkpoint is and whether it would convert, without converting
   python -m convert --list
@@ -58,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="type of the weights (as stored); float16 is right for Apple GPUs, and overflow is checked",
     )
     parser.add_argument("--verify", action="store_true", help="read back what was written, compare and run it")
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="the way back: write a model of mlx-bert as transformers would, one folder per task head",
+    )
+    parser.add_argument("--upload-repo", metavar="ID", help="then write a model card and upload to this hub id")
     parser.add_argument("--list", action="store_true", help="list the supported architectures and exit")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     group = parser.add_argument_group("quantisation", "Saves memory. Norms, biases, poolers and heads stay floating.")
@@ -85,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no source: give a hub id or a folder, e.g. python -m convert BAAI/bge-small-en-v1.5")
     if not args.quantize and (args.q_mode or args.q_bits is not None or args.q_group_size is not None):
         parser.error("--q-mode, --q-bits and --q-group-size need -q.")
+    if args.export:
+        if args.quantize or args.revision or args.upload_repo:
+            parser.error("--export goes with --output and --dtype alone.")
+        return _guarded(_export, args)
     return _guarded(_convert, args)
 
 
@@ -106,6 +120,21 @@ def _convert(args: argparse.Namespace) -> None:
     )
     if not args.quiet:
         print(report)
+    if args.upload_repo:
+        from convert import hub
+        from convert.card import write_card
+
+        write_card(report.output, args.source, args.upload_repo)
+        print(f"uploaded to {hub.upload(report.output, args.upload_repo)}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    import mlx_bert  # noqa: F401
+    from convert.export import export_checkpoint
+
+    output = args.output or f"{args.source.rstrip('/')}-export"
+    for folder in export_checkpoint(args.source, output, args.dtype):
+        print(f"written to {folder}")
 
 
 def _list(_: argparse.Namespace) -> None:

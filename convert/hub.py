@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 # The first file of the repository that is there decides the format; never two formats are downloaded.
 WEIGHT_FORMATS = (
@@ -119,6 +120,47 @@ def _cached(repo: str, revision: str | None, shown: str, error: Exception) -> Pa
             f"[hub] {shown} is neither a folder nor in the Hub's cache, and the Hub can't be reached: "
             f"{reason}. Check the name and the connection, or give a local folder."
         ) from None
+
+
+def card_data(source: str | Path) -> dict[str, Any]:
+    """The metadata of the model card of a folder or a hub id (licence, language, ...); empty without one."""
+    from huggingface_hub import HfApi, ModelCard
+
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        card = folder / "README.md"
+        return ModelCard.load(card).data.to_dict() if card.is_file() else {}
+    found = HfApi().model_info(str(source)).card_data
+    return found.to_dict() if found else {}
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Send a folder to the Hub, making the repository if need be.
+
+    Args:
+        folder: what to send.
+        repo: hub id, ``owner/name``.
+
+    Returns:
+        The address of the model's page.
+
+    Raises:
+        ValueError: not a hub id.
+        OSError: no connection, or no right to write there.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", repo, re.ASCII):
+        raise ValueError(f"[hub] expected a hub id owner/name to upload to but got {repo!r}.")
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Convert with mlx-bert")
+    except (HfHubHTTPError, *_network_errors()) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"[hub] {folder} could not be sent to {repo!r}: {reason} Log in with `hf auth login`.") from None
+    return str(address)
 
 
 def _literal(name: str) -> str:
