@@ -179,6 +179,7 @@ def fine_tune(task: str, encoder_folder: Path, output: Path, **settings: Any) ->
         num_labels=len(labels),
         id2label=labels.to_dict(),
         pooling_type="mean",
+        hidden_sizes=[],  # a linear layer is enough
     )
     args = TrainingArgs(output_dir=str(output / task), head_learning_rate=2e-3, save_every="no", **settings)
     Trainer(model, args, train, tokenizer=Tokenizer.from_pretrained(encoder_folder)).train()
