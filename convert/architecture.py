@@ -39,8 +39,12 @@ def check_config(config: Mapping[str, Any]) -> ModuleType:
     Raises:
         ValueError: an unsupported ``model_type``, or a key that gives an impostor away.
     """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise ValueError(
+            f"[convert] expected model_type to be text but got {str(model_type)[:100]!r}. Check config.json."
+        )
     architecture = find_encoder(config)
-    model_type = config["model_type"]
     known_code = "auto_map" in config and "auto_map" not in architecture.Config.modernise(config)
     if architecture.NAMES.older or architecture in CLAIMANTS or known_code:
         return architecture  # it came to the Hub with code of its own, so that says nothing
@@ -112,7 +116,9 @@ def check_tensors(
         model = architecture.Model(fitted)
         names = architecture.NAMES.of(fitted)
         wanted = {name: array.shape for name, array in names.to_disk(dict(tree_flatten(model.parameters()))).items()}
-    except (TypeError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError, LookupError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, LookupError) as error:
+        if str(error).startswith("["):
+            raise  # says already which key is wrong
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"[convert] config.json has values that make no model: {reason}. Check it.") from None
     own, others = names.split(entries)

@@ -158,5 +158,8 @@ def _tokenise(folder: Path) -> list[list[int]] | None:
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(PROBES))]
+    try:
+        rows = [encoding.ids for encoding in tokenizer.encode_batch(list(PROBES))]
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"[verify] the tokenizer cannot encode the probe texts: {error}. Download it again.") from None
     return rows if all(rows) else None

@@ -355,3 +355,17 @@ def test_no_warning_without_reason(bert_folder, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(bert_folder, tmp_path / "out", quantization={"mode": "affine", "group_size": 32})
+
+
+def test_model_type_that_is_not_text(refuses, bert_folder, edit_json):
+    edit_json(bert_folder / "config.json", model_type=["bert"])
+    refuses("expected model_type to be text")
+
+
+def test_tokenizer_that_cannot_encode(refuses, minilm, bert_folder):
+    """Its model can't name what it does not know."""
+    data = json.loads((minilm / "tokenizer.json").read_text())
+    data["model"]["vocab"] = {"a": 0}
+    data["added_tokens"], data["post_processor"] = [], None
+    (bert_folder / "tokenizer.json").write_text(json.dumps(data))
+    refuses("the tokenizer cannot encode the probe texts", verify=True)
