@@ -58,13 +58,14 @@ class BertOutput(Mapping[str, Any]):
         hidden_states: list[mx.array] | None = None,
         attentions: list[mx.array] | None = None,
         pooler: nn.Module | None = None,
+        pooled: mx.array | None = None,
     ) -> None:
         self.last_hidden_state = last_hidden_state
         self.attention_mask = attention_mask
         self.hidden_states = hidden_states
         self.attentions = attentions
         self._pooler = pooler
-        self._pooled: dict[str, mx.array] = {}
+        self._pooled: dict[str, mx.array] = {} if pooled is None else {"pooler_output": pooled}
 
     def _pool(self, name: str) -> mx.array:
         if name not in self._pooled:
@@ -170,6 +171,7 @@ class BertCore(nn.Module):
             output.hidden_states,
             output.attentions,
             getattr(self.encoder, "pooler", None),
+            output.pooled,
         )
         if self.compute_additional_pooling if compute_pooling is None else compute_pooling:
             for name in BertOutput.POOLINGS:
@@ -178,7 +180,7 @@ class BertCore(nn.Module):
 
     def get_hidden_size(self) -> int:
         """Width ``D`` of the hidden states."""
-        return self.config.hidden_size
+        return self.config.output_size
 
     def get_num_layers(self) -> int:
         """Number of Transformer layers."""
@@ -267,7 +269,7 @@ def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     Raises:
         ValueError: a key that the architecture does not have.
     """
-    config_class = find_encoder(config).Config
+    config_class = find_encoder({**config, **overrides}).Config
     fields = config_class.__dataclass_fields__
     if unknown := [key for key in overrides if key not in fields]:
         raise ValueError(f"[BertCore] unknown config keys {unknown}. Known: {', '.join(sorted(fields))}.")

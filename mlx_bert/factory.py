@@ -135,6 +135,8 @@ def create_model(
         )
     if model_type == "mlx_embedding" and pretrained_path is None:
         raise ValueError("[create_model] expected pretrained_path with model_type 'mlx_embedding' but got None.")
+    if model_type == "cnn_hybrid":  # also over a plain BERT's weights, which get a new CNN
+        options = {"model_type": "cnn_hybrid", **options}
     if pretrained_path is not None:
         return create_bert_core(pretrained_path, **options)
     return create_bert_core(config={"model_type": kinds[model_type], **(config or {})}, **options)

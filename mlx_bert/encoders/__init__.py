@@ -9,6 +9,7 @@ from typing import Any
 from mlx_bert.encoders import (
     albert,
     bert,
+    cnn_hybrid,
     deberta_v2,
     distilbert,
     electra,
@@ -42,6 +43,7 @@ ENCODERS: dict[str, ModuleType] = {
     "mpnet": mpnet,
     "jina_bert": jina_bert,
     "jina_embeddings_v3": jina_v3,
+    "cnn_hybrid": cnn_hybrid,
 }
 
 

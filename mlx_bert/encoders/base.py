@@ -47,11 +47,13 @@ class EncoderOutput(NamedTuple):
         last_hidden_state: ``(B, L, D)``.
         hidden_states: the embeddings and each layer's output, ``(B, L, D)`` each, on request.
         attentions: each layer's attention probabilities ``(B, H, L, L)``, on request.
+        pooled: ``(B, D)`` from encoders that pool more than the first token's state, which takes a ``pooler``.
     """
 
     last_hidden_state: mx.array
     hidden_states: list[mx.array] | None = None
     attentions: list[mx.array] | None = None
+    pooled: mx.array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,11 @@ class EncoderConfig:
     def max_tokens(self) -> int:
         """The longest row that the position table holds."""
         return self.max_position_embeddings
+
+    @property
+    def output_size(self) -> int:
+        """Width ``D`` of the hidden states that come out, where it is not ``hidden_size``."""
+        return self.hidden_size
 
     @property
     def unused_tensors(self) -> frozenset[str]:
