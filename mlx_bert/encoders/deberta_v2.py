@@ -246,6 +246,7 @@ class Attention(nn.Module):
 
     def position_scores(self, query: mx.array, key: mx.array, rows: mx.array, index: mx.array) -> mx.array:
         """The sum of c2p and p2c, ``(B, H, L, L)``, scaled before the products: float16 could not hold them else."""
+        index = mx.stop_gradient(index)  # gradient checkpointing asks for the gradient of every argument
         if self.share_key:
             shared_query, shared_key, _ = mx.split(self.qkv(rows), 3, axis=-1)
         scores = 0

@@ -69,7 +69,9 @@ def test_segments_of_a_pair_do_not_leave_the_single_segment_table():
     assert mx.array_equal(core(ids, None, segments).last_hidden_state, core(ids).last_hidden_state)
 
 
-@pytest.mark.parametrize("options", [{"num_hidden_groups": 4}, {"num_hidden_groups": 0}, {"inner_group_num": 0}, {"inner_group_num": 10**9}])
+@pytest.mark.parametrize(
+    "options", [{"num_hidden_groups": 4}, {"num_hidden_groups": 0}, {"inner_group_num": 0}, {"inner_group_num": 10**9}]
+)
 def test_groups_that_make_no_stack_are_refused(options):
     with pytest.raises(ValueError, match="expected 1 to 3 num_hidden_groups and 1 to 64 inner_group_num"):
         BertCore({"model_type": "albert", **TINY, **options})

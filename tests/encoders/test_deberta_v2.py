@@ -1,14 +1,17 @@
 """DeBERTa v2 and v3 against transformers."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import torch
 import transformers
+from mlx.utils import tree_flatten
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from mlx_bert.core import BertCore
 from mlx_bert.encoders.deberta_v2 import Config, bucket
+from reference import redraw
 
 TINY = {
     "vocab_size": 99,
@@ -64,6 +67,24 @@ def test_parity_with_segments_and_positions(assert_parity):
 
 def test_parity_on_rows_longer_than_the_table(assert_parity):
     assert_parity(transformers.DebertaV2Model(transformers.DebertaV2Config(**TINY, **V3)), length=60)
+
+
+def test_gradients_flow_through_the_shifted_scores():
+    reference = redraw(transformers.DebertaV2Model(transformers.DebertaV2Config(**TINY, **V3)))
+    core = BertCore(reference.config.to_dict())
+    core.load_weights_from({name: mx.array(tensor.numpy()) for name, tensor in reference.state_dict().items()})
+    core.eval()
+    ids = np.random.default_rng(0).integers(5, 99, (2, 15))
+    reference(torch.tensor(ids)).last_hidden_state.square().mean().backward()
+
+    def loss(model):
+        return mx.mean(mx.square(model(mx.array(ids)).last_hidden_state))
+
+    loss_and_grad = nn.value_and_grad(core, loss)
+    _, gradients = mx.compile(lambda: loss_and_grad(core))()
+    ours = core.names.to_disk(dict(tree_flatten(gradients["encoder"])))
+    for name, parameter in reference.named_parameters():
+        np.testing.assert_allclose(np.array(ours[name]), parameter.grad.numpy(), atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(("buckets", "farthest"), [(256, 512), (32, 512), (50, 128), (7, 40), (6, 12)])
