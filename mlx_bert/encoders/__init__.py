@@ -10,6 +10,7 @@ from mlx_bert.encoders import (
     albert,
     bert,
     cnn_hybrid,
+    compact,
     deberta_v2,
     distilbert,
     electra,
@@ -44,6 +45,7 @@ ENCODERS: dict[str, ModuleType] = {
     "jina_bert": jina_bert,
     "jina_embeddings_v3": jina_v3,
     "cnn_hybrid": cnn_hybrid,
+    "compact": compact,
 }
 
 
