@@ -108,7 +108,7 @@ def check_tensors(
     Raises:
         ValueError: missing, unexpected or misshapen tensors of the encoder, named with both shapes.
     """
-    layers = config.get("num_hidden_layers")
+    layers = config.get("num_hidden_layers", config.get("n_layers"))  # the second is DistilBERT's
     if isinstance(layers, int) and layers > 24 * max(len(entries), 1):  # before a forged number builds a billion layers
         raise ValueError(f"[convert] config.json says {layers} layers, but there are only {len(entries)} tensors.")
     try:

@@ -1,5 +1,6 @@
 """From a checkpoint to hidden states, for each architecture: every spelling on disk, converted or as it came."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -108,3 +109,15 @@ def test_quantised_encoders_load_and_stay_close(family, tmp_path):
     assert report.cosine > 0.99
     core = BertCore.from_pretrained(tmp_path / "q8")
     assert np.isfinite(np.array(core(mx.array([[7, 8, 9]])).last_hidden_state)).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("DistilBert", "n_layers"), ("Bert", "num_hidden_layers"), ("Albert", "inner_group_num")],
+)
+def test_a_forged_number_of_layers_is_refused_before_it_is_built(family, key, tmp_path):
+    save(build(family), tmp_path / "source", "today")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps({**config, key: 10**9}))
+    with pytest.raises(ValueError, match="1000000000"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "converted")
