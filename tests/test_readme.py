@@ -128,6 +128,10 @@ SHOWS = {
     "Embed": (r"\(3, 64\)\narray\(\[\[1", "models/minilm/modules.json"),
     "Fine-tune": (r"^[01]\.\d+$", "runs/sentiment/best_model/head/model.safetensors"),
     "Predict": (r"^\[{'label': '\w+', 'confidence': 0\.\d+}, {", "runs/sentiment/history.json"),
+    "Several tasks on one encoder": (
+        r"^{'sentiment': \[{'label': '\w+', 'confidence': .*'intent': .*'emotion': ",
+        "models/tasks/multihead_config.json",
+    ),
     "Use a task model from the Hub": (r"^array\(\[\[-?\d", "models/sst2/config.json"),
     "The encoder alone": (r"\(2, \d+, 64\) \(2, 64\) 3", "models/minilm/tokenizer.json"),
     "From the command line": (
