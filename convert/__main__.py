@@ -75,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="kind of quantisation (affine)")
     group.add_argument("--q-bits", type=int, metavar="N", help="bits of a weight: 2 to 6 or 8 in affine mode (8)")
     group.add_argument("--q-group-size", type=int, metavar="N", help="weights per scale: 32, 64 or 128 in affine (64)")
+    group.add_argument(
+        "--q-override",
+        action="append",
+        default=[],
+        metavar="REGEX=BITS",
+        help="other bits for tensors whose name matches, or 'float'; repeatable. Embeddings have 8 bits at least",
+    )
     group.add_argument("--dequantize", action="store_true", help="turn a quantised checkpoint into a floating one")
     return parser
 
@@ -93,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.source = args.source or args.hf_path
     if not args.source:
         parser.error("no source: give a hub id or a folder, e.g. python -m convert BAAI/bge-small-en-v1.5")
-    if not args.quantize and (args.q_mode or args.q_bits is not None or args.q_group_size is not None):
-        parser.error("--q-mode, --q-bits and --q-group-size need -q.")
+    if not args.quantize and (
+        args.q_mode or args.q_bits is not None or args.q_group_size is not None or args.q_override
+    ):
+        parser.error("--q-mode, --q-bits, --q-group-size and --q-override need -q.")
     if args.export:
         if args.quantize or args.revision or args.upload_repo:
             parser.error("--export goes with --output and --dtype alone.")
@@ -107,7 +116,10 @@ def _convert(args: argparse.Namespace) -> None:
     from convert.conversion import convert_checkpoint
     from convert.quantize import Quantization
 
-    quantization = Quantization(args.q_mode or "affine", args.q_bits, args.q_group_size) if args.quantize else None
+    quantization = None
+    if args.quantize:
+        overrides = dict(_override(text) for text in args.q_override)
+        quantization = Quantization(args.q_mode or "affine", args.q_bits, args.q_group_size, overrides)
     report = convert_checkpoint(
         args.source,
         args.output,
@@ -126,6 +138,14 @@ def _convert(args: argparse.Namespace) -> None:
 
         write_card(report.output, args.source, args.upload_repo)
         print(f"uploaded to {hub.upload(report.output, args.upload_repo)}")
+
+
+def _override(text: str) -> tuple[str, int | None]:
+    """``"layer.0=6"`` -> ``("layer.0", 6)``."""
+    pattern, sign, bits = text.rpartition("=")
+    if not sign or not (bits.isdecimal() or bits == "float"):
+        raise ValueError(f"[quantize] expected --q-override REGEX=BITS, or REGEX=float, but got {text!r}.")
+    return pattern, None if bits == "float" else int(bits)
 
 
 def _export(args: argparse.Namespace) -> None:

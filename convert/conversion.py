@@ -161,8 +161,8 @@ def convert_checkpoint(
     config = {**config, **_dtype_keys(config, written)}
     if quantization is not None:
         quantization.warn_if_coarse()
-        config["quantization"] = quantization.to_dict()
-        chosen, left = matrices_to_quantize(parts, quantization.group_size)
+        chosen, left = matrices_to_quantize(parts, quantization)
+        config["quantization"] = _quantization_entry(quantization, chosen)
         written = _quantised(written, chosen, quantization)
     report = Report(output, config["model_type"], config["dtype"], strangers=parts.strangers)
     if quantization is not None:
@@ -263,7 +263,16 @@ def _size(entry: TensorEntry) -> int:
     return entry.nbytes // entry.dtype.size
 
 
-def _quantised(written: list[TensorEntry], chosen: Sequence[str], quantization: Quantization) -> list[TensorEntry]:
+def _quantization_entry(quantization: Quantization, chosen: Mapping[str, Quantization]) -> dict[str, Any]:
+    """``config.json["quantization"]``, with an entry for each matrix that is quantised otherwise (as mlx-lm has it)."""
+    common = quantization.to_dict()
+    own = {name.removesuffix(".weight"): how.to_dict() for name, how in chosen.items() if how.to_dict() != common}
+    return {**common, **own}
+
+
+def _quantised(
+    written: list[TensorEntry], chosen: Mapping[str, Quantization], quantization: Quantization
+) -> list[TensorEntry]:
     if not chosen:
         raise ValueError(
             f"[quantize] no matrix has rows that divide into groups of {quantization.group_size}. "
@@ -272,7 +281,7 @@ def _quantised(written: list[TensorEntry], chosen: Sequence[str], quantization: 
     return [
         piece
         for entry in written
-        for piece in (quantize_entry(entry, quantization) if entry.name in chosen else [entry])
+        for piece in (quantize_entry(entry, chosen[entry.name]) if entry.name in chosen else [entry])
     ]
 
 

@@ -6,16 +6,17 @@ Groups lie along the last axis, so the parts of a matrix that memory holds fused
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from convert.architecture import Parts
-from mlx_bert.checkpoint import TensorEntry
+from mlx_bert.checkpoint import TensorEntry, quantization_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ MODES = {
     "mxfp8": Mode((8,), (32,)),
     "nvfp4": Mode((4,), (16,)),
 }
+EMBEDDING_BITS = 8  # below, an encoder loses most through its word embeddings
 # all-MiniLM-L6-v2 in affine mode, as --verify reports it.
 KNOWN_COSINES = "8 bits 0.9994, 6 bits 0.990, 4 bits 0.86"
 
@@ -44,14 +46,17 @@ class Quantization:
         mode: ``"affine"`` (scale and bias per group), ``"mxfp4"``, ``"mxfp8"`` or ``"nvfp4"`` (floating types).
         bits: bits of a weight; None for the mode's default: 8, 4, 8 and 4.
         group_size: weights that share a scale; None for the mode's default: 64, 32, 32 and 16.
+        overrides: regular expression -> bits, or None to leave floating, for matrices whose name in the file it is
+            found in; the last one that matches counts. Without a match, word embeddings get 8 bits at least.
 
     Raises:
-        ValueError: an unknown mode, or bits or group size that the mode does not have.
+        ValueError: an unknown mode, bits or group size that the mode does not have, or a bad expression.
     """
 
     mode: str = "affine"
     bits: int | None = None
     group_size: int | None = None
+    overrides: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -65,10 +70,32 @@ class Quantization:
                 raise ValueError(
                     f"[quantize] mode {self.mode!r} expects {key} to be {wanted} but got {getattr(self, key)!r}."
                 )
+        for pattern, bits in self.overrides.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"[quantize] {pattern!r} is not a regular expression: {error}.") from None
+            if bits is not None:
+                self._with_bits(bits)
 
     def to_dict(self) -> dict[str, Any]:
         """As ``config.json["quantization"]`` has it, and as ``mx.quantize`` takes it."""
-        return asdict(self)
+        return {"mode": self.mode, "bits": self.bits, "group_size": self.group_size}
+
+    def of_matrix(self, name: str, is_embedding: bool) -> Quantization | None:
+        """How one matrix is quantised, by its name in the file; None if it stays floating."""
+        for pattern, bits in reversed(self.overrides.items()):
+            if re.search(pattern, name):
+                return None if bits is None else self._with_bits(bits)
+        if is_embedding and self.bits < EMBEDDING_BITS:
+            return self._with_bits(EMBEDDING_BITS)
+        return Quantization(**self.to_dict())
+
+    def _with_bits(self, bits: int) -> Quantization:
+        """The same with other bits: in this mode if it has them, else in a floating mode that has, else affine."""
+        modes = [self.mode, *(("mxfp8",) if self.mode != "affine" else ()), "affine"]
+        mode = next((mode for mode in modes if bits in MODES[mode].bits), "affine")
+        return Quantization(mode, bits, self.group_size if mode == self.mode else None)
 
     def warn_if_coarse(self) -> None:
         """Say what fewer than 8 bits cost an encoder."""
@@ -80,18 +107,32 @@ class Quantization:
             )
 
 
-def matrices_to_quantize(parts: Parts, group_size: int) -> tuple[list[str], list[str]]:
-    """Names in the file of the encoder's linear layers and embedding tables: those to quantise and the others.
+def matrices_to_quantize(parts: Parts, quantization: Quantization) -> tuple[dict[str, Quantization], list[str]]:
+    """The encoder's linear layers and embedding tables by their names in the file: how to quantise, and which not to.
 
     Norms, biases, poolers and heads keep their floating type, as do matrices whose rows don't divide into groups.
+
+    Raises:
+        ValueError: overrides that treat the parts of one fused projection (q, k and v) differently.
     """
-    chosen: list[str] = []
+    chosen: dict[str, Quantization] = {}
     left: list[str] = []
     for path, module in _leaves(parts.model):
-        if isinstance(module, nn.Linear | nn.Embedding) and not path.startswith("pooler"):
-            stored = [parts.encoder[f"{disk}.weight"] for disk in parts.names.disk_paths(path)]
-            (left if module.weight.shape[-1] % group_size else chosen).extend(stored)
-    return sorted(chosen), sorted(left)
+        if not isinstance(module, nn.Linear | nn.Embedding) or path.startswith("pooler"):
+            continue
+        stored = [parts.encoder[f"{disk}.weight"] for disk in parts.names.disk_paths(path)]
+        how = {name: quantization.of_matrix(name, isinstance(module, nn.Embedding)) for name in stored}
+        first = how[stored[0]]
+        if any(other != first for other in how.values()):
+            raise ValueError(
+                f"[quantize] expected one way for {', '.join(stored)}, which are one matrix in memory. "
+                "Widen the expression of the override."
+            )
+        if first is None or module.weight.shape[-1] % first.group_size:
+            left += stored
+        else:
+            chosen |= how
+    return chosen, sorted(left)
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -147,11 +188,8 @@ def dequantized(
 
 
 def _options(quantization: Mapping[str, Any], stem: str) -> dict[str, Any]:
-    """The options of one matrix; mlx-lm's files may override them by module path."""
-    own = quantization.get(stem)
-    chosen = {**quantization, **own} if isinstance(own, Mapping) else quantization
-    known = {key: chosen[key] for key in ("mode", "bits", "group_size") if key in chosen}
-    return Quantization(**known).to_dict()
+    """The options of one matrix, which may have an entry of its own."""
+    return Quantization(**quantization_of(quantization, [stem])).to_dict()
 
 
 def _unpack(name: str, pieces: list[TensorEntry], options: dict[str, Any], dtype: mx.Dtype | None) -> TensorEntry:

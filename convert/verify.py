@@ -118,7 +118,7 @@ def _run(
     model = architecture.Model(fitted)
     if hasattr(model, "pooler") and not any(name.startswith("pooler.") for name in weights):
         model.pooler = None
-    quantize_like(model, weights, config.get("quantization"))
+    quantize_like(model, weights, config.get("quantization"), names.paths_in_file)
     load_strict(model, weights, dtype, where="verify")
     model.eval()
     output: EncoderOutput = model(input_ids, mask)

@@ -377,11 +377,49 @@ def load_strict(
         module.update(tree_unflatten([(name, array)]))
 
 
-def quantize_like(module: nn.Module, weights: Mapping[str, mx.array], quantization: Mapping[str, Any] | None) -> None:
+def quantization_of(quantization: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """``group_size``, ``bits`` and ``mode`` of one matrix.
+
+    Args:
+        quantization: ``config.json["quantization"]``, which may have an entry of its own for a matrix (as mlx-lm's do).
+        paths: what the matrix may be called there; the first that has an entry counts.
+    """
+    own = next((quantization[path] for path in paths if isinstance(quantization.get(path), Mapping)), {})
+    chosen = {**quantization, **own}
+    return {key: chosen[key] for key in ("group_size", "bits", "mode") if key in chosen}
+
+
+def dequantize(
+    weights: dict[str, mx.array], names: Sequence[str], quantization: Mapping[str, Any] | None
+) -> dict[str, mx.array]:
+    """Some of the tensors, packed ones as floating ones. Other tools also quantise heads, which ours keep floating.
+
+    Args:
+        weights: by name in the file.
+        names: the tensors to return.
+        quantization: ``config.json["quantization"]``.
+    """
+    result = {name: weights[name] for name in names}
+    for scales in [name for name in names if name.endswith(".scales")]:
+        stem = scales.removesuffix(".scales")
+        parts = [result.pop(f"{stem}.{part}", None) for part in ("weight", "scales", "biases")]
+        result[f"{stem}.weight"] = mx.dequantize(*parts, **quantization_of(quantization or {}, [stem]))
+    return result
+
+
+def quantize_like(
+    module: nn.Module,
+    weights: Mapping[str, mx.array],
+    quantization: Mapping[str, Any] | None,
+    stored_paths: Callable[[str], Sequence[str]] = lambda path: [path],
+) -> None:
     """Turn the layers of which ``weights`` holds ``.scales`` into quantised ones, before :func:`load_strict`.
 
     Args:
+        module: with the names that ``weights`` has.
+        weights: by name in memory.
         quantization: ``config.json["quantization"]``: ``group_size``, ``bits``, ``mode``; or None.
+        stored_paths: a module's path in memory -> what ``quantization`` may call it.
 
     Raises:
         ValueError: scales without that entry, or values that MLX refuses.
@@ -391,5 +429,8 @@ def quantize_like(module: nn.Module, weights: Mapping[str, mx.array], quantizati
         return
     if not quantization:
         raise ValueError("[checkpoint] the weights are quantised but config.json has no 'quantization'. Convert again.")
-    options = {key: quantization[key] for key in ("group_size", "bits", "mode") if key in quantization}
-    nn.quantize(module, **options, class_predicate=lambda path, _: path in quantised)
+
+    def options(path: str, _: nn.Module) -> bool | dict[str, Any]:
+        return path in quantised and quantization_of(quantization, stored_paths(path))
+
+    nn.quantize(module, class_predicate=options)

@@ -237,7 +237,7 @@ class BertCore(nn.Module):
         memory = self.names.to_memory(weights)
         if hasattr(self.encoder, "pooler") and not any(name.startswith("pooler.") for name in memory):
             self.encoder.pooler = None
-        quantize_like(self.encoder, memory, self._stored_config.get("quantization"))
+        quantize_like(self.encoder, memory, self._stored_config.get("quantization"), self.names.paths_in_file)
         load_strict(self.encoder, memory, float_dtype(dtype), where=str(self.config.model_type))
 
     def weights_on_disk(self, prefix: bool = False) -> dict[str, mx.array]:

@@ -16,6 +16,7 @@ from heads import BaseKaggleHead, HeadConfig, create_head, get_head_registry
 from mlx_bert.checkpoint import (
     CONFIG,
     WEIGHTS,
+    dequantize,
     entries_of,
     float_dtype,
     read_json,
@@ -243,7 +244,12 @@ class BertWithHead(nn.Module):
                 "create_bert_with_head."
             )
         head = create_head(head_config)
-        _load_head(head, task_heads.head_weights(config, weights), dtype)
+        if config.get("quantization"):
+            for_head = [*others, *(stored for name, stored in own.items() if name.startswith("pooler."))]
+            floating = {**weights, **dequantize(weights, for_head, config["quantization"])}
+        else:
+            floating = weights
+        _load_head(head, task_heads.head_weights(config, floating), dtype)
         bert.load_weights_from({name: weights.pop(stored) for name, stored in own.items()}, dtype)
         return cls(bert, head, id2label=config.get("id2label"))
 

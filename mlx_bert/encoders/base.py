@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_bert.encoders import cpu
+
 # Activations by the names that config.json uses (transformers/activations.py).
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": nn.gelu,
-    "gelu_python": nn.gelu,
+    "gelu": cpu.gelu,
+    "gelu_python": cpu.gelu,
     "gelu_new": nn.gelu_approx,
     "gelu_fast": nn.gelu_approx,
     "gelu_accurate": nn.gelu_approx,
@@ -238,6 +240,8 @@ def attend(
         if dropout > 0:
             kept = weights * mx.random.bernoulli(1 - dropout, weights.shape) * (1 / (1 - dropout))
         output = kept @ value
+    elif cpu.suits(query):
+        output = cpu.attention(query, key, value, mask, scale)
     else:
         output = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
     return output.transpose(0, 2, 1, 3).reshape(B, L, -1), weights if return_weights else None
@@ -322,6 +326,11 @@ class NameMap:
         """The module paths on disk (without prefix) of one module in memory."""
         template, numbers = self._template(memory_path)
         return [disk.format(**numbers) for disk in self.table[template]]
+
+    def paths_in_file(self, memory_path: str) -> list[str]:
+        """:meth:`disk_paths` as base and as task checkpoints spell them."""
+        paths = self.disk_paths(memory_path)
+        return [*paths, *(f"{self.prefix}{path}" for path in paths)]
 
     def to_memory(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Rename and fuse. Empties ``weights``, so that a tensor lives only once.
