@@ -46,7 +46,9 @@ def recomputed(call: Callable[..., Any], checkpoint: Callable[..., Any] = mx.che
 
         shape: list[bool] = []  # which outputs are arrays: only those may cross mx.checkpoint
 
-        def run(parameters: dict[str, Any], key: mx.array, *arrays: mx.array) -> list[mx.array]:
+        key = _fresh_key()  # captured, not passed: there is no gradient through random numbers
+
+        def run(parameters: dict[str, Any], *arrays: mx.array) -> list[mx.array]:
             given = iter(arrays)
             inputs = [next(given) if isinstance(arg, mx.array) else arg for arg in args]
             module.update(parameters)
@@ -57,7 +59,7 @@ def recomputed(call: Callable[..., Any], checkpoint: Callable[..., Any] = mx.che
             shape.append(isinstance(result, tuple))
             return [output for output in outputs if isinstance(output, mx.array)]
 
-        kept = iter(checkpoint(run)(before, _fresh_key(), *[arg for arg in args if isinstance(arg, mx.array)]))
+        kept = iter(checkpoint(run)(before, *[arg for arg in args if isinstance(arg, mx.array)]))
         module.update(before)
         *are_arrays, is_tuple = shape
         outputs = tuple(next(kept) if is_array else None for is_array in are_arrays)

@@ -1,0 +1,79 @@
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_bert.factory import create_bert_with_head
+from mlx_bert.inference.predict import TextPredictor, find_model_folder
+from mlx_bert.tokenizer import Tokenizer
+
+
+def predictor(folder, head_type="multiclass_classification", num_labels=3, **options):
+    mx.random.seed(3)
+    names = dict(enumerate(("low", "middle", "high")[:num_labels]))
+    model = create_bert_with_head(bert_name=folder, head_type=head_type, num_labels=num_labels, id2label=names,
+                                  initializer_range=0.5, **options)  # fmt: skip
+    return TextPredictor(model, Tokenizer.from_pretrained(folder))
+
+
+TEXTS = [
+    "the good cat",
+    "a bad night in the old city " * 6,
+    "rain",
+    "you never sleep , I see",
+    "very small green birds",
+]
+
+
+def test_order_and_padding_change_nothing(tiny_bert_folder):
+    ours = predictor(tiny_bert_folder)
+    together = ours.predict(TEXTS, batch_size=2, top_k=3)
+    for text, found in zip(TEXTS, together, strict=True):
+        batch = ours.tokenizer([text])
+        probabilities = np.array(ours.model(batch.input_ids)["probabilities"])[0]
+        assert found["label"] == ("low", "middle", "high")[probabilities.argmax()]
+        assert found["confidence"] == pytest.approx(probabilities.max(), abs=1e-5)
+        assert list(found["scores"].values()) == pytest.approx(sorted(probabilities, reverse=True), abs=1e-5)
+    assert len({found["confidence"] for found in together}) == len(TEXTS)
+    assert ours.predict([]) == []
+
+
+def test_pairs_count(tiny_bert_folder):
+    ours = predictor(tiny_bert_folder)
+    (alone,), (paired,) = ours.predict(["the cat"]), ours.predict(["the cat"], ["a dog"])
+    assert alone["confidence"] != paired["confidence"]
+
+
+def test_several_labels(tiny_bert_folder):
+    ours = predictor(tiny_bert_folder, "multilabel_classification")
+    outputs = {"probabilities": np.array([0.9, 0.2, 0.7]), "predictions": np.array([1, 0, 1])}
+    assert ours.describe(outputs) == {"labels": ["low", "high"], "confidence": [0.9, 0.7]}
+    assert ours.describe(outputs, top_k=2)["scores"] == {"low": 0.9, "high": 0.7}
+
+
+def test_values(tiny_bert_folder):
+    found = predictor(tiny_bert_folder, "regression", 1).predict(TEXTS)
+    assert all(isinstance(row["value"], float) for row in found)
+    found = predictor(tiny_bert_folder, "regression", 1, num_targets=2).predict(TEXTS)
+    assert all(len(row["value"]) == 2 for row in found)
+
+
+def test_a_binary_head_names_both_classes(tiny_bert_folder):
+    (found,) = predictor(tiny_bert_folder, "binary_classification", 2).predict(["the cat"], top_k=2)
+    assert set(found["scores"]) == {"low", "middle"}
+    assert sum(found["scores"].values()) == pytest.approx(1)
+    assert found["confidence"] == pytest.approx(max(found["scores"].values()))
+
+
+def test_a_class_without_a_name_is_its_number(tiny_bert_folder):
+    ours = predictor(tiny_bert_folder)
+    ours.model.set_labels(None)
+    assert ours.predict(["rain"])[0]["label"] in ("0", "1", "2")
+
+
+def test_what_is_refused(tiny_bert_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no fine-tuned model"):
+        find_model_folder(tmp_path)
+    with pytest.raises(ValueError, match="expected top_k of at least 1"):
+        predictor(tiny_bert_folder).predict(["a"], top_k=0)
+    with pytest.raises(ValueError, match="expected a head that reads whole texts but got token_classification"):
+        predictor(tiny_bert_folder, "token_classification")

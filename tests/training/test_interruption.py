@@ -1,0 +1,99 @@
+"""Runs in processes of their own that are killed, stopped by Ctrl-C, and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory):
+    words, things = ("good", "bad", "old"), ("dog", "cat", "tree", "book")
+    texts = [f"the {words[n % 3]} {things[n % 4]} is here " * (1 + n % 2) for n in range(48)]
+    rows = [{"text": text, "label": words[n % 3]} for n, text in enumerate(texts)]
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+SETTINGS = "--epochs 3 --batch-size 4 --save-every 2 --learning-rate 1e-3 --metric loss --no-progress"
+
+
+def command(folder, data, output, *more):
+    paths = ["--model", str(folder), "--train", str(data), "--output", str(output)]
+    return [sys.executable, "-m", "mlx_bert", "train", *paths, *SETTINGS.split(), *more]
+
+
+def start(*arguments):
+    return subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments):
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not list(path.glob("checkpoint_*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.01)
+
+
+def weights(output, model="final_model"):
+    folders = (output / model / "bert", output / model / "head")
+    return {f"{f.name}.{name}": array for f in folders for name, array in load_file(f / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_bert_folder, train_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "run"
+    finish(tiny_bert_folder, train_file, output)
+    return output
+
+
+def assert_equal_runs(first, second):
+    for model in ("best_model", "final_model"):
+        expected, found = weights(first, model), weights(second, model)
+        assert expected.keys() == found.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_a_killed_run_resumes_exactly(tiny_bert_folder, train_file, uninterrupted, tmp_path):
+    output = tmp_path / "run"
+    process = start(tiny_bert_folder, train_file, output)
+    wait_for(output, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (output / "final_model").exists()
+    finish(tiny_bert_folder, train_file, output, "--resume")
+    assert_equal_runs(uninterrupted, output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes_exactly(
+    tiny_bert_folder, train_file, uninterrupted, tmp_path, number
+):
+    output = tmp_path / "run"
+    process = start(tiny_bert_folder, train_file, output)
+    wait_for(output, process)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Continue with the same command and --resume" in errors
+    assert "Traceback" not in errors
+    finish(tiny_bert_folder, train_file, output, "--resume")
+    assert_equal_runs(uninterrupted, output)
