@@ -64,7 +64,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(SHIPPED)
     shipped = {name for name in names if name.endswith(".py")}
     source = wheel.parent.parent
-    assert shipped == {str(path.relative_to(source)) for package in SHIPPED for path in (source / package).rglob("*.py")}
+    assert shipped == {
+        str(path.relative_to(source)) for package in SHIPPED for path in (source / package).rglob("*.py")
+    }
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -150,6 +152,17 @@ def test_torch_is_installed_before_what_depends_on_it() -> None:
     pinned = re.search(r"torch==[\d.]+", steps)
     assert pinned
     assert f'"{pinned[0]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:
+    """A second run is offline: the stamp is newer than pyproject.toml."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / ".demo").touch()
+    steps = check("make", "-C", ROOT, "--no-print-directory", "--dry-run", f"VENV={tmp_path}", "demo")
+    assert steps.split() == [f"{tmp_path}/bin/python", "examples/demo.py"]
+    os.utime(tmp_path / ".demo", (0, 0))
+    assert "pip install" in check("make", "-C", ROOT, "--dry-run", f"VENV={tmp_path}", "demo")
 
 
 def test_make_refuses_an_old_python(tmp_path: Path) -> None:
