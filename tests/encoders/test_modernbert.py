@@ -33,7 +33,7 @@ TINY = {
         {},
         {"norm_bias": True, "attention_bias": True, "mlp_bias": True},
         {"hidden_activation": "silu", "local_attention": 4, "norm_eps": 1e-2},
-        {"global_attn_every_n_layers": 2, "global_rope_theta": 50.0, "local_rope_theta": 7.0},
+        {"global_attn_every_n_layers": 2, "global_rope_theta": 60.0, "local_rope_theta": 9.0},
         {
             "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
             "rope_parameters": {

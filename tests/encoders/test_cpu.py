@@ -1,0 +1,97 @@
+"""The CPU's GELU and attention: the same functions as everywhere else."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import torch
+
+from mlx_bert.encoders import cpu
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-30, 30, 600_001, dtype=np.float32)
+    expected = torch.nn.functional.gelu(torch.tensor(x, dtype=torch.float64)).numpy()
+    error = np.abs(np.asarray(cpu.gelu(mx.array(x))) - expected)
+    assert error.max() < 4e-7
+    assert np.abs(np.asarray(nn.gelu_approx(mx.array(x))) - expected).max() > 1e-4  # the bound tells them apart
+
+
+def test_gelu_of_special_values():
+    result = np.asarray(cpu.gelu(mx.array([0.0, -0.0, 1e30, -1e30, float("nan")])))
+    np.testing.assert_array_equal(result, np.array([0, 0, 1e30, 0, np.nan], np.float32))
+
+
+def test_gelu_gradient():
+    x = np.linspace(-8, 8, 2001, dtype=np.float32)
+    reference = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.gelu(reference).sum().backward()
+    gradient = mx.grad(lambda x: mx.sum(cpu.gelu(x)))(mx.array(x))
+    np.testing.assert_allclose(np.asarray(gradient), reference.grad.numpy(), atol=6e-6)
+
+
+def test_half_precision_goes_the_general_way():
+    x = mx.array([0.5, -1.0], dtype=mx.float16)
+    assert cpu.gelu(x).dtype == mx.float16
+    assert not cpu.suits(x)
+
+
+def test_exp():
+    t = np.linspace(0, 200, 200_001, dtype=np.float32)
+    result, expected = np.asarray(cpu.exp_negative(mx.array(t))), np.exp(-t.astype(np.float64))
+    assert np.abs(result / expected - 1)[t <= 16].max() < 1.2e-6
+    assert np.abs(result - expected)[t > 16].max() < 1e-12
+    assert np.asarray(cpu.exp_negative(mx.array([float("inf"), 1e38]))).max() < 1e-12
+
+
+def test_gradients_are_finite_everywhere():
+    far = mx.array([0.0, -25.0, 90.0, -1e6, 1e8, -1e8])
+    assert np.isfinite(np.asarray(mx.grad(lambda x: mx.sum(cpu.gelu(x)))(far))).all()
+    query = mx.random.normal((1, 1, 3, 4)) * 100
+    mask = mx.array([True, True, False])[None, None, None]
+    for gradient in mx.grad(lambda *x: mx.sum(cpu.attention(*x, mask, 1.0)), argnums=(0, 1, 2))(query, query, query):
+        assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_attention_gradient_is_the_fused_one():
+    q, k, v = (mx.random.normal((2, 2, 5, 4), key=mx.random.key(n)) for n in range(3))
+    mask = mx.arange(5)[None, None, None] < mx.array([5, 3])[:, None, None, None]
+    weight = mx.random.normal((2, 2, 5, 4), key=mx.random.key(7))
+    fused = lambda *x: mx.sum(weight * mx.fast.scaled_dot_product_attention(*x, scale=0.5, mask=mask))  # noqa: E731
+    ours = lambda *x: mx.sum(weight * cpu.attention(*x, mask, 0.5))  # noqa: E731
+    for got, wanted in zip(
+        mx.grad(ours, argnums=(0, 1, 2))(q, k, v), mx.grad(fused, argnums=(0, 1, 2))(q, k, v), strict=True
+    ):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), atol=1e-5)
+
+
+MASKS = {
+    "none": lambda: None,
+    "padding": lambda: mx.arange(7)[None, None, None] < mx.array([7, 3])[:, None, None, None],
+    "window": lambda: mx.abs(mx.arange(7)[:, None] - mx.arange(7))[None, None] <= 2,
+    "added": lambda: mx.random.normal((2, 4, 7, 7), key=mx.random.key(9)),
+    "blind": lambda: mx.zeros((2, 1, 7, 7), mx.bool_).at[0].add(True),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_attention_is_the_fused_one(kind, key_heads, spread):
+    keys = mx.random.split(mx.random.key(0), 3)
+    query = mx.random.normal((2, 4, 7, 8), key=keys[0]) * spread
+    key, value = (mx.random.normal((2, key_heads, 7, 8), key=k) for k in keys[1:])
+    mask = MASKS[kind]()
+    result = np.asarray(cpu.attention(query, key, value, mask, 0.3))
+    assert np.isfinite(result).all()
+    expected = np.asarray(mx.fast.scaled_dot_product_attention(query, key, value, scale=0.3, mask=mask))
+    rows = 1 if kind == "blind" else 2  # a row that sees nothing means nothing
+    np.testing.assert_allclose(result[:rows], expected[:rows], atol=1e-5)
+
+
+def test_closed_positions_do_not_count():
+    query, value = mx.random.normal((1, 1, 3, 4)), mx.random.normal((1, 1, 3, 4))
+    mask = mx.array([True, True, False])[None, None, None]
+    far = mx.concatenate([value[:, :, :2], mx.full((1, 1, 1, 4), 1e4)], axis=2)
+    changed = cpu.attention(query, mx.where(mask.swapaxes(-1, -2), value, 1e4), far, mask, 1.0)
+    np.testing.assert_array_equal(np.asarray(changed), np.asarray(cpu.attention(query, value, value, mask, 1.0)))
