@@ -65,7 +65,7 @@ def round_up(length: int, bucket: int) -> int:
     return max(1, -(-length // bucket)) * bucket
 
 
-def _streams() -> list[mx.Stream]:
+def compute_streams() -> list[mx.Stream]:
     """Where batches run, in turn.
 
     A CPU stream is one thread, and most CPU kernels use one core: two streams, two cores. A GPU runs one batch at a
@@ -142,7 +142,7 @@ def run_batches(
             for turn, rows in enumerate(plan_batches([len(encoding) for encoding in encodings], budget)):
                 chosen = [encodings[row] for row in rows]
                 with _device:
-                    streams = _streams()
+                    streams = compute_streams()
                     with mx.stream(streams[turn % len(streams)]):
                         output = forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen)
                         mx.async_eval(_arrays(output))

@@ -1,0 +1,1 @@
+"""Benchmarks: every number that the README gives is made here."""

@@ -1,0 +1,104 @@
+"""How fast this machine is right now, and how many operations a model needs: achieved over possible.
+
+Units: operations are floating point (a multiply-add is two); seconds; bytes.
+Dimensions: H hidden size, I intermediate size, L tokens of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from benchmarks.timing import rounds
+from mlx_bert.encoders.base import EncoderConfig
+
+MARGIN = 1.02  # a result this much above the measured peak is a mistake, not a feat
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The machine, measured.
+
+    Attributes:
+        matmul_flops: operations a second of the best matrix product at the model's shapes.
+        copy_bytes: bytes a second, read and written, of a large copy.
+        empty_seconds: one evaluation of next to nothing.
+    """
+
+    matmul_flops: float
+    copy_bytes: float
+    empty_seconds: float
+
+
+def measure(config: EncoderConfig, tokens: int = 4096, dtype: mx.Dtype = mx.float32, count: int = 5) -> Roofline:
+    """Measure matrix products at the shapes of a model's layers, a copy, and an empty evaluation.
+
+    The peak takes the best of all rounds and shapes, and of one or several CPU streams at a time: it must bound
+    whatever the model does.
+    """
+    H, I = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    best = 0.0
+    streams = [mx.default_stream(mx.default_device())]
+    if mx.default_device().type == mx.DeviceType.cpu:
+        streams.append(mx.new_stream(mx.cpu))
+    for rows, inner, columns in ((tokens, H, 3 * H), (tokens, H, I), (tokens, I, H), (1024, 1024, 1024)):
+        x, w = mx.random.normal((rows, inner)).astype(dtype), mx.random.normal((columns, inner)).astype(dtype)
+        mx.eval(x, w)
+        for used in {1, len(streams)}:
+            chosen = streams[:used]
+
+            def products(x: mx.array = x, w: mx.array = w, chosen: list[mx.Stream] = chosen) -> None:
+                mx.eval([mx.matmul(x, w.T, stream=stream) for stream in chosen])
+
+            operations = 2 * rows * inner * columns * used
+            best = max(best, operations / min(rounds(products, count, warmup=2)))
+    big = mx.zeros((64, 1024, 1024), dtype=mx.float32)
+    mx.eval(big)
+    copy = min(rounds(lambda: mx.eval(big + 1), count))
+    one = mx.array(1.0)
+    empty = min(rounds(lambda: mx.eval(one + 1), 50))
+    return Roofline(best, 2 * big.nbytes / copy, empty)
+
+
+def model_flops(config: EncoderConfig, lengths: Sequence[int]) -> int:
+    """Operations of an encoder on real tokens: what it must do, padding left out, embeddings and norms left out.
+
+    A token and layer take ``8 H^2`` (q, k, v, output), ``4 H I`` (MLP; ``6 H I`` with a gate) and ``4 L H`` (scores and
+    weighted values; for a local layer L is at most its window).
+    """
+    H, I = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    gated = config.model_type == "modernbert"
+    dense = 8 * H * H + (6 if gated else 4) * H * I
+    total = 0
+    windows = layer_windows(config)
+    for length in lengths:
+        for window in windows:
+            seen = length if window is None else min(length, window)
+            total += length * (dense + 4 * seen * H)
+    return total
+
+
+def layer_windows(config: EncoderConfig) -> list[int | None]:
+    """For each layer the tokens that one token sees, or None for all."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [None] * config.num_hidden_layers
+    window = 2 * (config.local_attention // 2) + 1
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def utilisation(operations: float, seconds: float, peak: float) -> float:
+    """Share of the peak that was reached.
+
+    Raises:
+        ValueError: more than the peak: the count, the clock or the peak is wrong.
+    """
+    share = operations / seconds / peak
+    if share > MARGIN:
+        raise ValueError(
+            f"[benchmarks] expected at most the measured peak of {peak / 1e9:.1f} GFLOP/s but got "
+            f"{operations / seconds / 1e9:.1f}. Something was not evaluated, or other work disturbed the calibration."
+        )
+    return share
