@@ -69,7 +69,7 @@ LAZY_UPWARD = {"mlx_bert.checkpoint": ("convert",), "mlx_bert.model": ("convert"
 
 LEAVES = {"heads": {"mlx", "numpy"}, "mlx_bert.encoders": {"mlx"}}
 METRICS = ("heads.metrics", "heads.ranking_metrics", "heads.tagging_metrics")
-LAZY_IN_LEAVES = dict.fromkeys(METRICS, {"sklearn", "scipy"})
+LAZY_IN_LEAVES = {"mlx_bert.encoders.mlx_lm": {"mlx_lm"}, **{name: {"sklearn", "scipy"} for name in METRICS}}
 
 NEVER = {"torch", "tensorflow", "jax", "sentence_transformers", "datasets", "pandas"}
 NETWORK = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "huggingface_hub"}
