@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def write_tokenizer(source: Path, target: Path) -> str:
         if inside(source, name).is_file():
             shutil.copyfile(source / name, target / name)
     if (target / TOKENIZER).is_file():
-        _check(target / TOKENIZER)
+        read_fast(target / TOKENIZER)
         return "copied"
     vocabulary = next((name for name in VOCABULARIES if (target / name).is_file()), None)
     if vocabulary is None:
@@ -44,13 +44,22 @@ def write_tokenizer(source: Path, target: Path) -> str:
     return f"built from {vocabulary}"
 
 
-def _check(path: Path) -> None:
+def read_fast(path: Path, texts: Sequence[str] = ()) -> list[list[int]]:
+    """The ids of each text by a ``tokenizer.json``.
+
+    Raises:
+        ValueError: it cannot be read, or cannot encode the texts.
+    """
     from tokenizers import Tokenizer
 
     try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"[tokenizer] {path.name} cannot be read: {str(error)[:200]}. Download it again.") from None
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, or a panic of the Rust code, which is not even that
+        raise ValueError(f"[tokenizer] {path.name} cannot be used: {str(error)[:200]}. Download it again.") from None
 
 
 def _build(source: Path, target: Path, vocabulary: str) -> None:

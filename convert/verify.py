@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from convert.quantize import dequantized
+from convert.tokenizer_files import TOKENIZER, read_fast
 from convert.weights import open_weights
 from mlx_bert.checkpoint import TensorEntry, load_strict, quantize_like
 from mlx_bert.encoders.base import EncoderConfig, EncoderOutput
@@ -152,14 +153,6 @@ def probe_batch(folder: Path, config: EncoderConfig) -> tuple[mx.array, mx.array
 
 
 def _tokenise(folder: Path) -> list[list[int]] | None:
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    try:
-        rows = [encoding.ids for encoding in tokenizer.encode_batch(list(PROBES))]
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"[verify] the tokenizer cannot encode the probe texts: {error}. Download it again.") from None
-    return rows if all(rows) else None
+    path = folder / TOKENIZER
+    rows = read_fast(path, PROBES) if path.is_file() else []
+    return rows if rows and all(rows) else None

@@ -102,7 +102,7 @@ def test_none(tmp_path, target):
 
 def test_broken(tmp_path, target, bert_folder):
     (bert_folder / TOKENIZER).write_text('{"version": "1.0", "model": {"type": "Nonsense"}}')
-    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be used"):
         write_tokenizer(bert_folder, target)
 
 
