@@ -29,7 +29,7 @@ lint: $(VENV)/.dev ## Check style and formatting
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 
-bench: $(VENV)/.dev ## Measure this machine: texts/s, tokens/s, FLOP/s, memory
+bench: $(VENV)/.demo ## Measure this machine: texts/s, tokens/s, FLOP/s, memory
 	@$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 clean: ## Remove what the commands above wrote, except .venv
