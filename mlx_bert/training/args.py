@@ -49,7 +49,8 @@ class TrainingArgs:
     max_grad_norm: float = setting(1.0, "clip the global norm of the gradient to this; 0 for no clipping")
     freeze: str = setting(
         "none",
-        "what stays fixed: none, embeddings, backbone (train the head alone), or n: the embeddings and n bottom layers",
+        "what stays fixed: none, embeddings, backbone (train the head alone), n (the embeddings and n bottom layers), "
+        "or as_is (what the model has frozen already)",
     )
     freeze_epochs: int = setting(0, "first train the head alone for this many epochs, with its own schedule")
     freeze_learning_rate: float | None = setting(
@@ -58,6 +59,13 @@ class TrainingArgs:
     gradual_unfreezing: int = setting(
         0, "before the main phase, one epoch each with the top 1, 2, ... n layers trainable"
     )
+    lora: str | None = setting(
+        None, "train low-rank adapters of these layers only: patterns over layer paths, joined by commas, such as *.qkv"
+    )
+    lora_rank: int = setting(8, "rank of the adapters")
+    lora_alpha: float = setting(16.0, "factor of the adapters, over their rank")
+    lora_dropout: float = setting(0.0, "dropout of the adapters' inputs")
+    dora: bool = setting(False, "adapters also learn the length of each weight row (DoRA)")
     cache_encoder: bool = setting(
         True, "while the encoder is frozen, run it once per text and keep its outputs (within cache_limit_mb)"
     )
@@ -114,6 +122,11 @@ class TrainingArgs:
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         self._check("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)")
         self._check("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
+        adapters = ("lora_rank", "lora_alpha", "lora_dropout", "dora")
+        unset = all(getattr(self, name) == type(self).__dataclass_fields__[name].default for name in adapters)
+        self._check("lora", self.lora is not None or unset, "given with lora_rank, lora_alpha, lora_dropout or dora")
+        self._check("freeze", self.lora is None or self.freeze == "none", "'none' with lora, which freezes the encoder")
+        self._check("gradual_unfreezing", self.lora is None or not self.gradual_unfreezing, "0 with lora")
         self._check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
         self._check(
             "schedule_power",
@@ -129,8 +142,10 @@ class TrainingArgs:
             self.freeze_learning_rate is None or self.freeze_epochs > 0,
             "None without freeze_epochs",
         )
-        fits = self.freeze in ("none", "embeddings", "backbone") or self.freeze.isdecimal()
-        self._check("freeze", fits, "'none', 'embeddings', 'backbone' or n")
+        fits = self.freeze in ("none", "embeddings", "backbone", "as_is") or self.freeze.isdecimal()
+        self._check("freeze", fits, "'none', 'embeddings', 'backbone', 'as_is' or n")
+        phased = self.freeze_epochs or self.gradual_unfreezing
+        self._check("freeze", self.freeze != "as_is" or not phased, "another than 'as_is' with phases that unfreeze")
         self._check(
             "gradual_unfreezing",
             not self.gradual_unfreezing or self.freeze != "backbone",

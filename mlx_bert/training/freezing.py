@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.lora import freeze_all_but_lora, lora_layers
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,26 @@ def phases_of(args: TrainingArgs, num_layers: int | None) -> list[Phase]:
 def apply_freeze(model: nn.Module, freeze: str) -> bool:
     """Freeze and unfreeze a model's parameters.
 
-    The head always trains. The encoder's pooler never does: no head reads it, so weight decay alone would move it.
+    The head trains unless ``"as_is"`` finds it frozen. A model with adapters trains them and no other part of the
+    encoder. The encoder's pooler never trains: no head reads it, so weight decay alone would move it.
 
     Args:
         model: a ``BertWithHead``, or with ``"none"`` any module, which is left as it is.
-        freeze: ``"none"``, ``"embeddings"``, ``"backbone"`` or the number of bottom layers, as in ``TrainingArgs``.
+        freeze: as in ``TrainingArgs``: ``"none"``, ``"embeddings"``, ``"backbone"``, ``"as_is"`` or a number of layers.
 
     Returns:
         Whether the whole encoder is frozen.
     """
     if not hasattr(model, "freeze_bert"):
         return False
+    if lora_layers(model) and freeze != "backbone":
+        freeze_all_but_lora(model)
+        return False
     if freeze in ("none", "embeddings"):
         model.unfreeze_bert()
         if freeze == "embeddings":
             model.bert.encoder.embeddings.freeze()
-    else:
+    elif freeze != "as_is":
         model.freeze_bert(None if freeze == "backbone" else int(freeze))
     if getattr(model.bert.encoder, "pooler", None) is not None:
         model.bert.encoder.pooler.freeze()

@@ -39,6 +39,7 @@ from mlx_bert.training.checkpoints import (
 )
 from mlx_bert.training.feed import Feed, default_collator
 from mlx_bert.training.freezing import Phase, apply_freeze, phases_of
+from mlx_bert.training.lora import apply_lora, config_from_args, merged_lora, save_adapters
 from mlx_bert.training.objective import HeadObjective, Objective, batch_forward, evaluate, is_greater_better
 from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
 from mlx_bert.training.recompute import gradient_checkpointing
@@ -129,6 +130,10 @@ class Trainer:
             args, train_examples, eval_examples, tokenizer, collate or default_collator(model, tokenizer), sampler
         )
         self.model.set_dtype(mx.float32)
+        self.adapters = config_from_args(args)
+        if self.adapters is not None:
+            mx.random.seed(args.seed)
+            apply_lora(model, self.adapters)
         self.state = TrainState()
         bert = getattr(model, "bert", None)
         self.phases = phases_of(args, bert.get_num_layers() if bert is not None else None)
@@ -476,10 +481,13 @@ class Trainer:
         state = self.state
         with new_folder(self.output_dir / name, overwrite=True) as folder:
             if hasattr(self.model, "save_pretrained"):
-                self.model.save_pretrained(folder, **({"tokenizer": self.tokenizer} if self.tokenizer else {}))
+                with merged_lora(self.model):
+                    self.model.save_pretrained(folder, **({"tokenizer": self.tokenizer} if self.tokenizer else {}))
             else:
                 write_safetensors(folder / WEIGHTS, entries_of(model_arrays(self.model)))
             metrics = state.best_metrics if name == "best_model" else (state.history["epochs"] or [{}])[-1]
+            if self.adapters is not None:
+                save_adapters(self.model, folder / "adapters", self.adapters)
             write_json(folder / METADATA, {"step": state.step, "metrics": metrics, "args": self.args.to_dict()})
 
     def _call(self, hook: str, *values: Any) -> None:

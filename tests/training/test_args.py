@@ -46,7 +46,7 @@ def test_round_trip_through_a_dict():
         ({"optimizer": "sgd"}, "expected optimizer to be one of adamw"),
         ({"dtype": "float16"}, "expected dtype to be one of float32, bfloat16"),
         ({"warmup_ratio": 1.0}, r"expected warmup_ratio to be in \[0, 1\)"),
-        ({"freeze": "top"}, "expected freeze to be 'none', 'embeddings', 'backbone' or n"),
+        ({"freeze": "top"}, "expected freeze to be 'none', 'embeddings', 'backbone', 'as_is' or n"),
         ({"eval_every": "0"}, "expected eval_every to be 'epoch', 'no' or a number of updates"),
         ({"schedule_power": 2.0}, "None unless schedule is 'polynomial'"),
         ({"freeze_learning_rate": 1e-3}, "None without freeze_epochs"),
