@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from benchmarks.timing import rounds
+from mlx_bert.core import BertCore
 from mlx_bert.encoders.base import EncoderConfig
 
 MARGIN = 1.02  # a result this much above the measured peak is a mistake, not a feat
@@ -54,7 +56,7 @@ def measure(config: EncoderConfig, tokens: int = 4096, dtype: mx.Dtype = mx.floa
 
             operations = 2 * rows * inner * columns * used
             best = max(best, operations / min(rounds(products, count, warmup=2)))
-    big = mx.zeros((64, 1024, 1024), dtype=mx.float32)
+    big = mx.zeros((16, 1024, 1024), dtype=mx.float32)
     mx.eval(big)
     copy = min(rounds(lambda: mx.eval(big + 1), count))
     one = mx.array(1.0)
@@ -62,22 +64,33 @@ def measure(config: EncoderConfig, tokens: int = 4096, dtype: mx.Dtype = mx.floa
     return Roofline(best, 2 * big.nbytes / copy, empty)
 
 
-def model_flops(config: EncoderConfig, lengths: Sequence[int]) -> int:
-    """Operations of an encoder on real tokens: what it must do, padding left out, embeddings and norms left out.
+def model_flops(core: BertCore, lengths: Sequence[int]) -> int:
+    """Operations of an encoder on real tokens: what it must do. Padding, embeddings, norms and the pooler are left out.
 
-    A token and layer take ``8 H^2`` (q, k, v, output), ``4 H I`` (MLP; ``6 H I`` with a gate) and ``4 L H`` (scores and
-    weighted values; for a local layer L is at most its window).
+    A token and layer take two for each weight of a matrix (BERT: ``8 H^2 + 4 H I``; with a gated MLP ``8 H^2 + 6 H I``)
+    and ``4 L H`` for scores and weighted values; for a local layer L is at most its window.
     """
-    H, I = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
-    gated = config.model_type == "modernbert"
-    dense = 8 * H * H + (6 if gated else 4) * H * I
-    total = 0
-    windows = layer_windows(config)
+    per_token = sum(
+        2 * matrix_size(module)
+        for name, module in core.encoder.named_modules()
+        if isinstance(module, nn.Linear | nn.QuantizedLinear) and not name.startswith(("embeddings", "pooler"))
+    )
+    shared_by = core.config.num_hidden_layers / len(
+        getattr(core.encoder, "layers", [None] * core.config.num_hidden_layers)
+    )
+    windows = layer_windows(core.config)
+    total = 0.0
     for length in lengths:
-        for window in windows:
-            seen = length if window is None else min(length, window)
-            total += length * (dense + 4 * seen * H)
-    return total
+        attention = sum(4 * (length if window is None else min(length, window)) for window in windows)
+        total += length * (per_token * shared_by + attention * core.config.hidden_size)
+    return round(total)
+
+
+def matrix_size(layer: nn.Linear | nn.QuantizedLinear) -> int:
+    """Weights of a layer, however they are packed."""
+    if isinstance(layer, nn.QuantizedLinear):
+        return layer.scales.size * layer.group_size
+    return layer.weight.size
 
 
 def layer_windows(config: EncoderConfig) -> list[int | None]:

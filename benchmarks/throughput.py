@@ -94,7 +94,7 @@ def fixed(encoder: SentenceEncoder, batch: int, length: int, count: int) -> dict
 
 
 def _row(encoder: SentenceEncoder, what: str, lengths: Sequence[int], taken: float, padding: float) -> dict[str, Any]:
-    operations = roofline.model_flops(encoder.core.config, lengths)
+    operations = roofline.model_flops(encoder.core, lengths)
     return {
         "what": what,
         "seconds": taken,

@@ -1,0 +1,88 @@
+"""``python -m benchmarks`` as a whole, on a tiny model."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import compare, corpus
+from benchmarks.__main__ import VERBS, main, parse
+from mlx_bert.inference.encode import SentenceEncoder
+
+SMALL = {
+    "throughput": ["--texts", "12", "--rounds", "1"],
+    "latency": ["--calls", "2"],
+    "memory": ["--calls", "20"],
+    "load": ["--rounds", "2"],
+    "compare": ["--texts", "12", "--rounds", "2"],
+}
+
+
+@pytest.mark.parametrize("verb", SMALL)
+def test_each_command(tiny_bert_folder, tmp_path, verb, capsys):
+    output = tmp_path / "result.json"
+    assert main([verb, "--model", str(tiny_bert_folder), "--output", str(output), *SMALL[verb]]) == 0
+    result = json.loads(output.read_text())
+    assert capsys.readouterr().out.strip() == output.with_suffix(".md").read_text().strip()
+    assert result["settings"]["model"] == tiny_bert_folder.name
+    rows = result["rows"]
+    numbers = [value for row in rows for value in row.values() if isinstance(value, int | float)]
+    assert np.isfinite(numbers).all()
+    if verb == "throughput":
+        assert rows[0]["what"] == "ragged, 12 texts"
+        assert all(0 < row["of peak"] <= 1.02 for row in rows)
+        assert 0 <= rows[0]["padding"] < 0.5
+    if verb == "latency":
+        assert [row["tokens"] for row in rows] == [8, 16, 32, 64]
+        assert all(row["p50"] <= row["p90"] <= row["p99"] for row in rows)
+    if verb == "memory":
+        assert rows[-1]["calls"] == 20
+        assert rows[-1]["active MB"] <= rows[0]["active MB"] + 0.1
+    if verb == "load":
+        assert [row["what"] for row in rows][:2] == ["load, first", "load, again"]
+        assert {"import mlx_bert", "mlx-bert --help"} <= {row["what"] for row in rows}
+    if verb == "compare":
+        names = [row["engine"] for row in rows]
+        assert names[0] == "mlx-bert"
+        assert names[-1] == "sentence-transformers"
+        assert rows[0]["mlx-bert is faster by"] == 1
+
+
+def test_switches_really_switch(tiny_bert_folder, monkeypatch):
+    """Each engine of the comparison takes another way, and all agree."""
+    encoder = SentenceEncoder.from_pretrained(tiny_bert_folder)
+    engines = compare.ours(encoder, corpus.ragged_texts(12), 4)
+    seen = []
+    monkeypatch.setattr(compare.cpu, "_gelu", lambda x, original=compare.cpu._gelu: seen.append("gelu") or original(x))
+    outputs = {}
+    for name, engine in engines.items():
+        seen.clear()
+        outputs[name] = engine()
+        assert ("gelu" in seen) == (name != "without CPU GELU and softmax"), name
+    compare.check_equal(outputs)
+
+
+def test_engines_that_differ_are_not_timed():
+    with pytest.raises(ValueError, match="expected other to agree"):
+        compare.check_equal({"mlx-bert": np.eye(3), "other": np.ones((3, 3))})
+
+
+def test_the_default_is_throughput():
+    assert parse(["--texts", "3"]).verb == "throughput"
+    assert parse([]).texts == 256
+
+
+def test_help_and_errors():
+    result = subprocess.run([sys.executable, "-m", "benchmarks", "--help"], capture_output=True, text=True, check=True)
+    assert all(verb in result.stdout for verb in VERBS)
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "latency", "--model", "./nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "nowhere" in result.stderr

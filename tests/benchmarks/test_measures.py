@@ -1,0 +1,129 @@
+"""The parts that every benchmark rests on: clock, count of operations, peak, machine, corpus, tables."""
+
+import json
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from benchmarks import corpus, devices, report, roofline, timing
+from mlx_bert.core import BertCore
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 50,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 160,
+}
+
+
+def test_operations_of_bert():
+    H, I, L = 64, 160, 17
+    expected = 3 * L * (8 * H * H + 4 * H * I + 4 * L * H)
+    assert roofline.model_flops(BertCore(BERT), [L]) == expected
+    assert roofline.model_flops(BertCore(BERT), [L, L]) == 2 * expected
+
+
+def test_operations_of_modernbert_count_gate_and_window():
+    config = {**BERT, "model_type": "modernbert", "local_attention": 8, "num_hidden_layers": 4}
+    H, I, L = 64, 160, 30
+    layers = [L, 9, 9, L]  # global, local, local, global: 4 tokens to each side and itself
+    expected = sum(L * (8 * H * H + 6 * H * I + 4 * seen * H) for seen in layers)
+    assert roofline.model_flops(BertCore(config), [L]) == expected
+
+
+def test_operations_of_shared_and_packed_layers():
+    albert = {**BERT, "model_type": "albert", "embedding_size": 32}
+    H, I, L = 64, 160, 5
+    assert roofline.model_flops(BertCore(albert), [L]) == 3 * L * (8 * H * H + 4 * H * I + 4 * L * H)
+    packed = BertCore(BERT)
+    plain = roofline.model_flops(packed, [L])
+    nn.quantize(packed.encoder, group_size=32, bits=4)
+    assert roofline.model_flops(packed, [L]) == plain
+
+
+def test_more_than_the_peak_is_refused():
+    assert roofline.utilisation(50.0, 1.0, 100.0) == 0.5
+    with pytest.raises(ValueError, match=r"expected at most the measured peak of 0\.0 GFLOP/s but got 0\.0"):
+        roofline.utilisation(103.0, 1.0, 100.0)
+
+
+def test_roofline_is_measured():
+    measured = roofline.measure(BertCore(BERT).config, tokens=64, count=2)
+    assert measured.matmul_flops > 1e8
+    assert measured.copy_bytes > 1e7
+    assert 0 < measured.empty_seconds < 1
+
+
+def test_clock():
+    calls = []
+    assert len(timing.rounds(lambda: calls.append(1), 3, warmup=2)) == 3
+    assert len(calls) == 5
+    order = []
+    taken = timing.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, warmup=0)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert [len(each) for each in taken.values()] == [3, 3]
+    assert timing.ratios([2, 6, 4], [1, 2, 4]) == {"median": 2, "min": 1, "max": 3}
+    assert [timing.percentile([4, 1, 3, 2], share) for share in (0.01, 0.5, 0.75, 0.9, 1)] == [1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("name", ["Apple M1", "Apple M2 Pro", "Apple M3 Max", "Apple M4", "Apple M5"])
+def test_apple_chips_are_known(name):
+    chip = devices.find_chip(name)
+    assert chip.bandwidth_gb_s >= 68
+    assert "apple.com" in chip.source
+
+
+def test_this_machine(monkeypatch):
+    machine = devices.this_machine()
+    assert machine.device in ("cpu", "gpu")
+    assert machine.cores >= 1
+    assert machine.memory_gb > 0.5
+    assert machine.versions["mlx"]
+    assert devices.find_chip("Intel(R) Xeon(R)") is None
+    monkeypatch.setattr(devices.sys, "platform", "darwin")
+    answers = {
+        "sysctl": "Apple M4 Pro",
+        "ioreg": '"gpu-core-count" = 16',
+        "pmset": "Now drawing from 'Battery Power'",
+    }
+    monkeypatch.setattr(devices, "_output", lambda *command: answers[command[0]])
+    machine = devices.this_machine()
+    assert (machine.processor, machine.gpu_cores, machine.power) == ("Apple M4 Pro", 16, "battery")
+    assert machine.nominal["bandwidth_gb_s"] == 273
+
+
+def test_corpus_is_ragged_and_the_same_each_time():
+    texts = corpus.ragged_texts(256)
+    assert texts == corpus.ragged_texts(256)
+    words = np.array([len(text.split()) for text in texts])
+    assert 20 <= np.median(words) <= 30
+    assert words.max() > 100
+    assert words.max() <= 180
+    assert words.min() < 8
+
+
+def test_report_round_trip(tmp_path):
+    rows = [{"what": "a", "seconds": 0.12345, "texts/s": 12345.6}, {"what": "bb", "seconds": 2.0, "padding": None}]
+    measured = {"matmul_flops": 1e11, "copy_bytes": 1e10, "empty_seconds": 1e-5}
+    result = report.build("throughput", {"model": "tiny"}, rows, roofline=measured)
+    path = report.save(result, tmp_path / "result.json")
+    assert report.load(path) == json.loads(json.dumps(result))
+    text = path.with_suffix(".md").read_text()
+    assert "### throughput: tiny on the " + mx.default_device().type.name.upper() in text
+    assert "100.0 GFLOP/s" in text
+    assert "| a    |   0.123 |   12346 |" in text
+    assert f"mlx {result['machine']['versions']['mlx']}" in text
+    (tmp_path / "other.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match=r"other\.json to be a result of format 1"):
+        report.load(tmp_path / "other.json")
+
+
+def test_default_place_of_results(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    result = report.build("memory", {"model": "org/name"}, [])
+    assert report.save(result).name == f"memory-{result['machine']['device']}-org-name.json"
+    assert "No rows." in (tmp_path / f"memory-{result['machine']['device']}-org-name.md").read_text()
