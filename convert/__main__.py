@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         parser.error("--q-mode, --q-bits, --q-group-size and --q-override need -q.")
     if args.export:
-        if args.quantize or args.revision or args.upload_repo:
+        if args.quantize or args.dequantize or args.verify or args.revision or args.upload_repo:
             parser.error("--export goes with --output and --dtype alone.")
         return _guarded(_export, args)
     return _guarded(_convert, args)

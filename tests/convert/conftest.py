@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import VOCABULARY, tiny_config
+from tiny_checkpoints import VOCABULARY, tiny_config, write_zeros
 
 from reference import redraw
 
@@ -74,3 +74,10 @@ def edit_json() -> Callable[..., None]:
         path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def large_folder(tmp_path_factory) -> Path:
+    """A BERT of 190 MB in small tensors: long enough to be interrupted, too large for a small disk."""
+    sizes = {"hidden_size": 512, "num_hidden_layers": 15, "intermediate_size": 2048, "vocab_size": 500}
+    return write_zeros(tmp_path_factory.mktemp("large"), **sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
@@ -10,12 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
-from tiny_checkpoints import tiny_config
 
 from convert.__main__ import main
-from mlx_bert.checkpoint import TensorEntry, write_json, write_safetensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +38,7 @@ def test_wrong_arguments_on_a_bare_python():
         (("a", "--hf-path", "b"), "two sources: a and b"),
         (("a", "--q-bits", "4"), "need -q"),
         (("a", "--dtype", "int4"), "invalid choice"),
+        (("a", "--export", "--verify"), "--export goes with --output and --dtype alone"),
     ):
         result = run(*arguments, python=("-S",))
         assert result.returncode == 2
@@ -110,26 +107,6 @@ def test_inspect(bert_folder, capsys, edit_json):
     assert main(["inspect", "/no/such"]) == 2
 
 
-@pytest.fixture(scope="module")
-def large_folder(tmp_path_factory) -> Path:
-    """A BERT of 190 MB in small tensors, zeros: long enough to be interrupted, too large for a small disk."""
-    folder = tmp_path_factory.mktemp("large")
-    config = tiny_config(hidden_size=512, num_hidden_layers=15, intermediate_size=2048, vocab_size=500)
-    write_json(folder / "config.json", config.to_dict())
-    from mlx.utils import tree_flatten
-
-    from mlx_bert.encoders import bert
-
-    model = bert.Model(bert.Config.from_dict(config.to_dict()))
-    shapes = bert.NAMES.to_disk(dict(tree_flatten(model.parameters())))
-    entries = [
-        TensorEntry(name, array.shape, mx.float32, lambda shape=array.shape: mx.zeros(shape))
-        for name, array in shapes.items()
-    ]
-    write_safetensors(folder / "model.safetensors", entries)
-    return folder
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_leaves_nothing(large_folder, tmp_path, number, status):
     arguments = [large_folder, "--output", tmp_path / "out", "--quiet", "-q"]
@@ -160,52 +137,3 @@ def test_full_disk_leaves_nothing(large_folder, tmp_path):
     assert result.returncode == 2
     assert "error: [Errno 27] File too large" in result.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-MEASURE = """
-import json, sys
-import mlx_bert
-import convert.conversion, convert.quantize
-import mlx.core as mx
-options = json.loads(sys.argv[3])
-
-def peak():  # not ru_maxrss, which begins at the peak of the process that started this one
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-
-mx.eval(mx.quantize(mx.ones((64, 64))))  # what a first use costs anyway
-before = peak()
-report = convert.conversion.convert_checkpoint(sys.argv[1], sys.argv[2], **options)
-print(json.dumps([(peak() - before) / 1024, report.bytes_before / 2**20]))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize(
-    ("source", "options"),
-    [
-        ("safetensors", {}),
-        ("safetensors", {"dtype": "float16"}),
-        ("safetensors", {"quantization": {"mode": "affine"}}),
-        ("bin", {"dtype": "bfloat16"}),
-        ("legacy", {"quantization": {"mode": "mxfp8"}}),
-    ],
-)
-def test_memory_is_bounded_by_tensors(large_folder, tmp_path, source, options):
-    import json
-
-    import torch
-    from safetensors.torch import load_file
-
-    folder = large_folder
-    if source != "safetensors":
-        folder = tmp_path / "in"
-        folder.mkdir()
-        os.link(large_folder / "config.json", folder / "config.json")
-        weights = load_file(large_folder / "model.safetensors")
-        torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=source == "bin")
-        del weights
-    command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "out"), json.dumps(options)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    growth, size = json.loads(result.stdout)
-    assert size > 180
-    assert growth < 40, f"{growth:.0f} MiB more while converting {size:.0f} MiB"
