@@ -7,6 +7,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from benchmarks.quality import redraw as redraw
+
 VOCABULARY = (
     "the a an this that it i you we they he she is was are be have has had do did not no and or but so "
     "very too good great bad awful fine nice film movie book food day night city house dog cat bird tree "
@@ -15,17 +17,6 @@ VOCABULARY = (
     "##ing ##ed ##s ##ly ##er . , ! ? ' -"
 )
 WORDS = VOCABULARY.split()
-
-
-def redraw(model: torch.nn.Module, std: float = 0.3, seed: int = 0) -> torch.nn.Module:
-    """Redraw all weights with a large spread: transformers' own 0.02 hides a wrong GELU or RoPE base."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * std
-            is_norm_weight = "norm" in name.lower() and name.endswith("weight")
-            parameter.copy_(noise + 1 if is_norm_weight else noise)
-    return model.eval()
 
 
 def to_mlx(tensors: dict[str, torch.Tensor]) -> dict[str, mx.array]:
