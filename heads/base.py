@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from heads.config import HeadConfig, PoolingType
 from heads.initialization import truncated_normal_linear
-from heads.masks import as_boolean_mask
+from heads.masks import as_boolean_mask, zero_padding
 from heads.pooling import create_pooling
 from heads.projection import Projection, TaskAttention
 
@@ -170,6 +170,8 @@ class BaseKaggleHead(nn.Module, ABC):
                 "Pass the encoder's last hidden state."
             )
         mask = as_boolean_mask(attention_mask, hidden_states.shape[:2])
+        # From here on no content of a padded position, not even NaN, can reach an output or a gradient.
+        hidden_states = zero_padding(hidden_states, mask)
         return (hidden_states if self.task_attention is None else self.task_attention(hidden_states, mask)), mask
 
     def _apply_pooling(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:

@@ -77,9 +77,10 @@ class TextGenerationHead(BaseKaggleHead):
         features = self.projection(x, mask)
         if embeddings is None:
             return {"logits": self.output(features).astype(mx.float32)}
-        if isinstance(embeddings, mx.array) and embeddings.shape != (self.config.output_size, features.shape[-1]):
+        wanted = (self.config.output_size, features.shape[-1])
+        if isinstance(embeddings, mx.array) and embeddings.shape != wanted:
             raise ValueError(
-                f"[TextGenerationHead] expected embeddings of shape {(self.config.output_size, features.shape[-1])} but "
+                f"[TextGenerationHead] expected embeddings of shape {wanted} but "
                 f"got {embeddings.shape}. Make output_size the vocabulary and the last hidden size their width."
             )
         logits = embeddings.as_linear(features) if isinstance(embeddings, nn.Module) else features @ embeddings.T

@@ -17,6 +17,7 @@ from heads.base import BaseKaggleHead
 from heads.classification import class_labels
 from heads.config import HeadConfig
 from heads.initialization import glorot_linear, truncated_normal_linear
+from heads.masks import as_boolean_mask, zero_padding
 from heads.nlp_tasks import NLPTaskConfig
 from heads.projection import NormedBlock
 
@@ -302,6 +303,8 @@ class MultiTaskNLPHead(_TaskLosses):
 
     def _run(self, task: str, hidden_states: mx.array, attention_mask: mx.array | None) -> dict[str, Any]:
         if "projections" in self:
+            if attention_mask is not None:  # so that no content of a padded position reaches the projection's gradient
+                hidden_states = zero_padding(hidden_states, as_boolean_mask(attention_mask, hidden_states.shape[:-1]))
             hidden_states = self.projections[task](hidden_states)
         return self.task_heads[task](hidden_states, attention_mask)
 

@@ -147,4 +147,4 @@ class Projection(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, attention_mask)
-        return x if self.ffn is None else self.ffn(x)
+        return x if self.ffn is None else self.ffn(x, attention_mask)

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from heads import losses, metrics
 from heads.base import BaseKaggleHead
-from heads.masks import as_boolean_mask
+from heads.masks import as_boolean_mask, zero_padding
 from heads.projection import NormedBlock
 
 _LOSSES = {
@@ -77,7 +77,7 @@ class RankingHead(BaseKaggleHead):
         else:
             lists = hidden_states.shape[:-1]
             item_mask = as_boolean_mask(attention_mask, lists)
-            hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
+            hidden_states = zero_padding(hidden_states, item_mask).reshape(-1, hidden_states.shape[-1])
         features = self._pooled_features(hidden_states, mask)
         for block in self.scorer:
             features = block(features)

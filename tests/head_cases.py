@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
@@ -235,6 +236,7 @@ CASES: dict[str, Case] = {
 
 def build(case: Case, seed: int = 0, scale: float = 0.3, **changes: Any) -> BaseKaggleHead:
     """The case's head with all floating parameters redrawn, so that no gradient is 0 because a weight starts at 0."""
+    mx.random.seed(seed)
     head = create_head(case.config(**changes))
     rng = np.random.default_rng(seed)
 
@@ -252,10 +254,12 @@ def tree_map_named(function: Callable[[str, mx.array], mx.array], tree: Any) -> 
     return tree_map(lambda array: function(next(names), array), tree)
 
 
-def loss_and_gradients(head: BaseKaggleHead, case: Case) -> tuple[mx.array, dict[str, mx.array]]:
-    import mlx.nn as nn
-
+def loss_and_gradients(
+    head: BaseKaggleHead, case: Case, padding_content: float | None = None
+) -> tuple[mx.array, dict[str, mx.array]]:
     hidden, mask = case.inputs()
+    if padding_content is not None:
+        hidden = mx.where(mx.expand_dims(mask, -1) == 1, hidden, padding_content)
     targets = case.targets()
 
     def loss(hidden):

@@ -122,6 +122,18 @@ def test_every_parameter_learns(name):
 
 
 @CASE
+def test_padding_content_reaches_no_gradient(name):
+    case = CASES[name]
+    found = []
+    for content in (None, float("nan")):
+        mx.random.seed(0)
+        found.append(loss_and_gradients(build(case), case, content))
+    assert mx.allclose(found[0][0], found[1][0], atol=1e-5)
+    for key, gradient in found[0][1].items():
+        np.testing.assert_allclose(np.array(found[1][1][key]), np.array(gradient), atol=1e-5, err_msg=key)
+
+
+@CASE
 def test_config_and_state_round_trip(name):
     case = CASES[name]
     head = build(case, seed=3)

@@ -5,11 +5,14 @@ and a covering design on one head meets every pair of options.
 """
 
 import itertools
+import json
 
 import mlx.core as mx
 import pytest
 from head_cases import CASES, build, loss_and_gradients, stable_seed
+from mlx.utils import tree_flatten, tree_map
 
+from heads import create_head
 from heads.activations import ACTIVATIONS
 from heads.attention import ATTENTIONS
 from heads.ffn import FFNS
@@ -77,9 +80,30 @@ def pairwise_rows() -> list[dict[str, str]]:
     return rows
 
 
+def outputs_of(head, case, hidden: mx.array, mask: mx.array) -> dict[str, mx.array]:
+    return dict(tree_flatten(head(hidden, mask, **case.call_options)))
+
+
 def check(case_name: str, row: dict[str, str]) -> None:
     case = CASES[case_name]
-    value, gradients = loss_and_gradients(build(case, seed=1, scale=0.1, **options(row)), case)
+    head = build(case, seed=1, scale=0.1, **options(row))
+    check_gradients(case_name, row, head)
+    check_round_trip(case, row, head)
+
+
+def check_round_trip(case, row: dict[str, str], head) -> None:
+    other = create_head(json.loads(json.dumps(head.get_config())))
+    other.load_state_arrays(head.state_arrays())
+    hidden, mask = case.inputs()
+    head.eval()
+    other.eval()
+    first, second = (outputs_of(model, case, hidden, mask) for model in (head, other))
+    assert all(mx.array_equal(value, second[key]).item() for key, value in first.items()), (row, case.head_type)
+
+
+def check_gradients(case_name: str, row: dict[str, str], head) -> None:
+    case = CASES[case_name]
+    value, gradients = loss_and_gradients(head, case)
     sizes = mx.stack([mx.max(mx.abs(gradient)) for gradient in gradients.values()])
     assert mx.isfinite(value).item(), (case_name, row)
     for key, size in zip(gradients, sizes.tolist(), strict=True):
@@ -114,6 +138,31 @@ def test_every_head_with_every_option(head, part):
         assert {row[name] for row in rows} == set(values)
     for row in rows[part::4]:
         check(HEAD_CASES[head], row)
+
+
+@pytest.mark.parametrize("case_name", ["token", "multiclass", "choice"])
+@pytest.mark.parametrize(("factor", "value"), [(factor, value) for factor in FACTORS for value in FACTORS[factor]])
+def test_padding_with_every_option(case_name, factor, value):
+    """What stands at padding changes nothing, training or not; an empty row and float16 stay finite."""
+    case = CASES[case_name]
+    row = {name: values[0] for name, values in FACTORS.items()} | {factor: value}
+    hidden, mask = case.inputs()
+    real = mx.expand_dims(mask, -1) == 1
+    shown = real if case_name == "token" else mx.array(True)
+    head = build(case, seed=1, scale=0.1, **options(row))
+    for training in (False, True):
+        head.train(training)
+        mx.random.seed(0)
+        wanted = mx.where(shown, head(hidden, mask)["logits"], 0)
+        for junk in (-30.0, float("nan")):
+            mx.random.seed(0)
+            got = mx.where(shown, head(mx.where(real, hidden, junk), mask)["logits"], 0)
+            assert mx.allclose(got, wanted, atol=1e-5).item(), (training, junk)
+    head.eval()
+    mask[0] = 0
+    for dtype in (mx.float32, mx.float16):
+        head.update(tree_map(lambda array, dtype=dtype: array.astype(dtype), head.parameters()))
+        assert mx.all(mx.isfinite(head((20 * hidden).astype(dtype), mask)["logits"])).item(), dtype
 
 
 PAIRWISE = pairwise_rows()
