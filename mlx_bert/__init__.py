@@ -26,6 +26,9 @@ _PUBLIC = {
     "Tokenizer": "mlx_bert.tokenizer",
     "MultiheadClassifier": "mlx_bert.multihead",
     "MultiheadConfig": "mlx_bert.multihead",
+    "MTLDataProcessor": "mlx_bert.mtl",
+    "MTLTrainer": "mlx_bert.mtl_training",
+    "SentenceTransformerMTL": "mlx_bert.mtl",
     "SentenceEncoder": "mlx_bert.inference.encode",
     "Trainer": "mlx_bert.training.trainer",
     "TrainingArgs": "mlx_bert.training.args",
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     )
     from mlx_bert.inference.encode import SentenceEncoder
     from mlx_bert.model import BertWithHead
+    from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
+    from mlx_bert.mtl_training import MTLTrainer
     from mlx_bert.multihead import MultiheadClassifier, MultiheadConfig
     from mlx_bert.tokenizer import Batch, Tokenizer
     from mlx_bert.training.args import TrainingArgs

@@ -55,6 +55,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "heads",
     ),
     "mlx_bert.multihead_config": (),
+    "mlx_bert.mtl_data": ("mlx_bert.tokenizer", "mlx_bert.checkpoint", "mlx_bert.data"),
+    "mlx_bert.mtl": (
+        "mlx_bert.mtl_data",
+        "mlx_bert.inference",
+        "mlx_bert.core",
+        "mlx_bert.encoders",
+        "mlx_bert.tokenizer",
+        "mlx_bert.checkpoint",
+        "mlx_bert.data",
+        "heads",
+    ),
+    "mlx_bert.mtl_training": ("mlx_bert.mtl", "mlx_bert.mtl_data", "mlx_bert.training", "mlx_bert.data", "heads"),
     "mlx_bert.serve": ("mlx_bert.inference", "mlx_bert.model", "mlx_bert.tokenizer"),
     "convert": ("mlx_bert", "mlx_bert.encoders", "mlx_bert.checkpoint", "heads"),
     # The top, which may import all of ours: the package's public names, and the command line.
