@@ -45,13 +45,13 @@ def check_config(config: Mapping[str, Any]) -> ModuleType:
             f"[convert] expected model_type to be text but got {str(model_type)[:100]!r}. Check config.json."
         )
     architecture = find_encoder(config)
-    known_code = "auto_map" in config and "auto_map" not in architecture.Config.modernise(config)
-    if architecture.NAMES.older or architecture in CLAIMANTS or known_code:
-        return architecture  # it came to the Hub with code of its own, so that says nothing
+    if architecture in CLAIMANTS:  # told by these very keys
+        return architecture
+    model_type, known = config["model_type"], architecture.Config.modernise(config)  # without what it accounts for
     for key, genuine in TELLING_KEYS.items():
-        if config.get(key) not in genuine:
-            raise _impostor(model_type, key, config[key])
-    own_code = config.get("auto_map")
+        if known.get(key) not in genuine:
+            raise _impostor(model_type, key, known[key])
+    own_code = known.get("auto_map")
     if isinstance(own_code, Mapping) and any(str(name).startswith("AutoModel") for name in own_code):
         raise _impostor(model_type, "auto_map", own_code.get("AutoModel", next(iter(own_code.values()))))
     return architecture

@@ -144,7 +144,7 @@ class Config(EncoderConfig):
                 new["max_position_embeddings"] = config.get("max_trained_positions", cls.max_position_embeddings)
             new = {key: value for key, value in new.items() if key not in OUTDATED}
         new["rope_parameters"] = rope_parameters(new, THETA)
-        return {key: value for key, value in new.items() if key not in ("rope_theta", "rope_scaling")}
+        return {key: value for key, value in new.items() if key not in ("rope_theta", "rope_scaling", "auto_map")}
 
     @property
     def rotary(self) -> Rotary:

@@ -6,14 +6,29 @@ BERT's layers; only the positions differ: they count real tokens, start behind `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_bert.encoders import bert
 from mlx_bert.encoders.base import EncoderOutput, NameMap, check_inputs
 
-NAMES = NameMap(prefix="roberta.", table=bert.TABLE)
+NAMES = NameMap(
+    prefix="roberta.",
+    table=bert.TABLE,
+    # Jina's own code on the Hub (jinaai/xlm-roberta-flash-implementation), with learned positions: jina-reranker-v2.
+    older={
+        "embeddings.norm": "emb_ln",
+        "layers.{n}.attention.qkv": "encoder.layers.{n}.mixer.Wqkv",
+        "layers.{n}.attention.out": "encoder.layers.{n}.mixer.out_proj",
+        "layers.{n}.attention_norm": "encoder.layers.{n}.norm1",
+        "layers.{n}.mlp.up": "encoder.layers.{n}.mlp.fc1",
+        "layers.{n}.mlp.down": "encoder.layers.{n}.mlp.fc2",
+        "layers.{n}.mlp_norm": "encoder.layers.{n}.norm2",
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +38,13 @@ class Config(bert.Config):
     model_type: str = "roberta"
     vocab_size: int = 50265
     pad_token_id: int = 1
+
+    @classmethod
+    def modernise(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what says that Jina's own code runs the same architecture with fused kernels."""
+        if "use_flash_attn" not in config:
+            return dict(config)
+        return {key: value for key, value in config.items() if key not in ("auto_map", "use_flash_attn")}
 
     @property
     def max_tokens(self) -> int:

@@ -51,7 +51,7 @@ class SentenceEncoder:
         self.core = core.eval()
         self.tokenizer = tokenizer
         if modules is None:
-            modules = [Pooling({"word_embedding_dimension": core.config.hidden_size, "pooling_mode_mean_tokens": True})]
+            modules = [Pooling({"word_embedding_dimension": core.get_hidden_size(), "pooling_mode_mean_tokens": True})]
         self.modules = list(modules)
         settings = settings or EncoderSettings()
         self.prompts = {"query": "", "document": "", **settings.prompts}
@@ -97,7 +97,7 @@ class SentenceEncoder:
     def get_embedding_dimension(self) -> int:
         """``D``, the width of what :meth:`encode` returns."""
         sizes = [module.output_size for module in self.modules if module.output_size is not None]
-        width = sizes[-1] if sizes else self.core.config.hidden_size
+        width = sizes[-1] if sizes else self.core.get_hidden_size()
         return min(width, self.truncate_dim) if self.truncate_dim else width
 
     # --- encoding -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import transformers
 
 from mlx_bert.core import BertCore
 from mlx_bert.encoders.roberta import token_positions
+from reference import redraw, to_mlx
 
 TINY = {
     "vocab_size": 99,
@@ -61,3 +62,36 @@ def test_segments_of_a_pair_do_not_leave_the_single_segment_table():
 
 def test_half_precision(assert_half_precision):
     assert_half_precision({"model_type": "roberta", **TINY})
+
+
+def test_names_of_jina_reranker_v2():
+    reference = redraw(transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**TINY)))
+    config = reference.config.to_dict()
+    own, older = BertCore(config), BertCore({**config, "use_flash_attn": True, "auto_map": {"AutoModel": "x--y.Z"}})
+    own.load_weights_from(to_mlx(reference.state_dict()))
+    file = {}
+    for name, array in to_mlx(reference.state_dict()).items():
+        for new, old in (
+            ("embeddings.LayerNorm", "emb_ln"),
+            ("encoder.layer.", "encoder.layers."),
+            ("attention.output.dense", "mixer.out_proj"),
+            ("attention.output.LayerNorm", "norm1"),
+            ("intermediate.dense", "mlp.fc1"),
+            ("output.dense", "mlp.fc2"),
+            ("output.LayerNorm", "norm2"),
+        ):
+            name = name.replace(new, old)
+        file[f"roberta.{name}"] = array
+    for layer in range(2):
+        for suffix in ("weight", "bias"):
+            stem = f"roberta.encoder.layers.{layer}"
+            parts = [file.pop(f"{stem}.attention.self.{part}.{suffix}") for part in ("query", "key", "value")]
+            file[f"{stem}.mixer.Wqkv.{suffix}"] = mx.concatenate(parts)
+    file["classifier.dense.weight"] = mx.zeros((32, 32))
+    names, others = older.names.split(file)
+    assert others == ["classifier.dense.weight"]
+    older.load_weights_from({name: file[stored] for name, stored in names.items()})
+    ids = mx.array([[7, 8, 9, 1]])
+    assert mx.array_equal(own.eval()(ids).pooler_output, older.eval()(ids).pooler_output)
+    assert older.weights_on_disk().keys() == reference.state_dict().keys()
+    assert not {"auto_map", "use_flash_attn"} & older.stored_config().keys()
