@@ -107,7 +107,10 @@ def _open_safetensors(path: Path) -> dict[str, TensorEntry]:
             position = start + header[name]["data_offsets"][0]
             return _load_stored(StoredTensor(path, position, _NAMES[dtype], dtype.size, shape, strides))
         # A fresh dictionary of lazy arrays each time: an array that stays in one stays in memory once evaluated.
-        return mx.load(str(path), format="safetensors")[name]
+        try:
+            return mx.load(str(path), format="safetensors")[name]
+        except (RuntimeError, KeyError) as error:  # stricter than our check of the header in small things
+            raise ValueError(f"[weights] {path} cannot be read: {error}. Download it again.") from None
 
     return {
         name: TensorEntry(name, tuple(info["shape"]), DTYPES[info["dtype"]], lambda name=name: load(name))

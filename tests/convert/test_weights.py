@@ -183,3 +183,11 @@ def test_truncated_safetensors(tmp_path):
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     with pytest.raises(ValueError, match="its header claims"):
         open_weights(tmp_path)
+
+
+def test_metadata_that_mlx_refuses(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path)
+    rewrite_header(path, lambda header: header.update(__metadata__={"format": ["pt"]}))
+    with pytest.raises(ValueError, match=r"model\.safetensors (cannot be read|is not a valid)"):
+        open_weights(tmp_path)["c"].load()
