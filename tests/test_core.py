@@ -121,8 +121,8 @@ def test_factory_ways(tiny_bert_folder):
         create_bert_core(**{**SMALL, "num_hidden_layers": 0})
     with pytest.raises(ValueError, match="unknown activation 'gulu'"):
         create_bert_core(**SMALL, hidden_act="gulu")
-    with pytest.raises(ValueError, match="expected position_embedding_type to be 'absolute' but got 'alibi'"):
-        create_bert_core(**SMALL, position_embedding_type="alibi")
+    with pytest.raises(ValueError, match="expected position_embedding_type to be 'absolute' but got 'relative_key'"):
+        create_bert_core(**SMALL, position_embedding_type="relative_key")
 
 
 def test_dropout_only_in_training(tiny_bert_folder):
