@@ -1,5 +1,7 @@
 """Decoders of mlx-lm as backbones, against transformers."""
 
+import sys
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -123,3 +125,27 @@ def test_what_is_not_there_is_refused():
     for option in ({"output_attentions": True}, {"output_hidden_states": True}, {"position_ids": mx.array([[0]])}):
         with pytest.raises(ValueError, match="expected no position_ids, output_hidden_states or output_attentions"):
             core(mx.array([[5]]), **option)
+
+
+def test_a_decoder_of_another_build_is_refused():
+    mamba = {
+        "model_type": "mamba",
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "state_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": 2,
+    }
+    with pytest.raises(ValueError, match="expected mamba to keep its layers in `model`"):
+        BertCore({"model_type": "mlx_lm", "decoder": mamba})
+
+
+def test_without_mlx_lm_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
+    with pytest.raises(ImportError, match=r"needs mlx-lm .* pip install mlx-lm"):
+        BertCore({"model_type": "mlx_lm", "decoder": DECODERS["qwen3"][0].to_dict()})
