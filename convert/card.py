@@ -43,13 +43,11 @@ def write_card(folder: Path, source: str | Path, repo: str) -> Path:
     Returns:
         The path of the card.
     """
-    from huggingface_hub import ModelCardData
-
     original = hub.card_data(source)
     config = read_json(folder / CONFIG)
     is_hub_id = not Path(source).expanduser().is_dir()
     kind, pipeline = _kind(folder, config)
-    data = ModelCardData(
+    metadata = hub.front_matter(
         library_name="mlx-bert",
         license=original.get("license"),
         language=original.get("language"),
@@ -58,7 +56,7 @@ def write_card(folder: Path, source: str | Path, repo: str) -> Path:
         tags=["mlx", "mlx-bert", str(config["model_type"])],
     )
     with new_file(folder / "README.md") as file:
-        file.write(f"---\n{data.to_yaml()}\n---\n\n{_text(folder, source, repo, kind, config)}")
+        file.write(f"---\n{metadata}\n---\n\n{_text(folder, source, repo, kind, config)}")
     return folder / "README.md"
 
 

@@ -134,6 +134,13 @@ def card_data(source: str | Path) -> dict[str, Any]:
     return found.to_dict() if found else {}
 
 
+def front_matter(**fields: Any) -> str:
+    """The head of a model card in YAML, as the Hub reads it; fields that are None are left out."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(**fields).to_yaml()
+
+
 def upload(folder: Path, repo: str) -> str:
     """Send a folder to the Hub, making the repository if need be.
 
