@@ -12,6 +12,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
+from mlx_bert.checkpoint import ready_folder
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import Tokenizer
@@ -22,10 +23,14 @@ MODEL_PARTS = ("best_model", "final_model")  # where a training run's output fol
 def find_model_folder(folder: str | Path) -> Path:
     """The model of a folder: the folder itself, or the best (else the last) model of a training run's output folder.
 
+    A name that is no folder is a hub id of a task model, which is fetched and converted on first use.
+
     Raises:
         FileNotFoundError: none of them is a model.
     """
     folder = Path(folder)
+    if not folder.exists():
+        return ready_folder(str(folder))
     for candidate in (folder, *(folder / part for part in MODEL_PARTS)):
         if (candidate / METADATA).is_file() or (candidate / "config.json").is_file():
             return candidate
@@ -59,7 +64,7 @@ class TextPredictor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: str | mx.Dtype | None = None) -> Self:
-        """Load a fine-tuned folder, or the output folder of a training run.
+        """Load a fine-tuned folder, the output folder of a training run, or a task model by hub id.
 
         Raises:
             FileNotFoundError: no model there.

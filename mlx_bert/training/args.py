@@ -120,6 +120,7 @@ class TrainingArgs:
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
         for name in ("eval_batch_size", "max_length"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
+        self._check("seed", self.seed < 2**31, "below 2147483648")
         self._check("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)")
         self._check("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
         adapters = ("lora_rank", "lora_alpha", "lora_dropout", "dora")

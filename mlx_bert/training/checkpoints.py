@@ -146,6 +146,13 @@ def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def remove_partial_files(output_dir: Path) -> None:
+    """Remove what a killed run left half written: the hidden neighbours that become files and folders by a rename."""
+    for path in output_dir.glob(".*"):
+        if path.name.startswith((".checkpoint_", ".best_", ".final_model.", ".history.", ".training_")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint folder holds; arrays are read when used."""

@@ -35,6 +35,7 @@ from mlx_bert.training.checkpoints import (
     load_checkpoint,
     load_model_arrays,
     model_arrays,
+    remove_partial_files,
     save_checkpoint,
 )
 from mlx_bert.training.feed import Feed, default_collator
@@ -160,6 +161,7 @@ class Trainer:
         started = time.perf_counter()
         checkpoint = self._find_checkpoint(resume)
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(self.output_dir)
         write_json(self.output_dir / "training_args.json", self.args.to_dict())
         self._began = started
         with contextlib.ExitStack() as stack:
@@ -324,6 +326,8 @@ class Trainer:
             install(self.model, self.step.average)
         if state.best_step is not None:
             self._restore_best()
+            if is_last and not (self.output_dir / "best_model").exists():  # a kill fell between two renames
+                self._save_model("best_model")
         state.phase, state.epoch, state.phase_step, state.stale, state.patience_value = state.phase + 1, 0, 0, 0, None
         if is_last:
             (self.output_dir / BEST_STATE).unlink(missing_ok=True)
