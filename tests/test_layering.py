@@ -85,7 +85,6 @@ LAZY_IN_LEAVES = {"mlx_bert.encoders.mlx_lm": {"mlx_lm"}, **{name: {"sklearn", "
 
 NEVER = {"torch", "tensorflow", "jax", "sentence_transformers", "datasets", "pandas"}
 NETWORK = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "huggingface_hub"}
-OFFLINE = {"huggingface_hub.ModelCardData"}  # names from there that only format text
 
 
 class Import(NamedTuple):
@@ -152,7 +151,7 @@ def problems_of(source: str, module: str, is_package: bool = False) -> list[str]
                 complain(found, f"{layer} may import {', '.join(allowed)}")
         elif root in NEVER:
             complain(found, "not at run time")
-        elif root in NETWORK and module != "convert.hub" and found.target not in OFFLINE:
+        elif root in NETWORK and module != "convert.hub":
             complain(found, "only convert/hub.py opens a socket")
         elif root == "transformers" and not (layer == "convert" and found.lazy):
             complain(found, "only convert may use it, inside a function")
