@@ -60,8 +60,11 @@ def tiny_bert(tmp_path_factory) -> Path:
     fast.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=fast, model_max_length=48, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast, model_max_length=48, model_input_names=inputs, **special
+    ).save_pretrained(folder)
     return folder
 
 

@@ -1,0 +1,217 @@
+"""``CrossEncoder``: scores for pairs of texts read together, with sentence-transformers' semantics and numbers.
+
+Dimensions: N pairs, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+from tokenizers import Encoding
+from tqdm.auto import tqdm
+
+from mlx_bert.checkpoint import CONFIG, float_dtype, read_json, ready_folder
+from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.sentence_modules import ACTIVATIONS
+from mlx_bert.inference.settings import MODEL, read_module_list
+from mlx_bert.model import METADATA, BertWithHead
+from mlx_bert.tokenizer import Batch, Tokenizer
+
+logger = logging.getLogger("mlx_bert")
+
+Activation = Callable[[mx.array], mx.array]
+Pair = Sequence[str]
+
+
+class CrossEncoder:
+    """A classifier of pairs, and what its scores go through.
+
+    Args:
+        model: an encoder with a sequence classification head.
+        tokenizer: its tokenizer.
+        activation_fn: what logits go through; None for sigmoid with one class and nothing with several.
+        max_length: pairs are truncated to so many tokens, the longer text first; None for the tokenizer's bound.
+    """
+
+    def __init__(
+        self,
+        model: BertWithHead,
+        tokenizer: Tokenizer,
+        activation_fn: str | Activation | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.num_labels = model.head.config.output_size
+        self.activation_fn = (
+            find_activation(activation_fn) or ACTIVATIONS["Sigmoid" if self.num_labels == 1 else "Identity"]
+        )
+        bounds = [bound for bound in (max_length, tokenizer.max_length) if bound]
+        self.max_length = min(bounds, default=None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        activation_fn: str | Activation | None = None,
+        max_length: int | None = None,
+    ) -> Self:
+        """Load a cross-encoder of sentence-transformers, any sequence classifier, or a folder that we fine-tuned.
+
+        The activation is the one given; else the folder's own (``config_sentence_transformers.json``, then
+        ``config.json``: ms-marco models ask for none); else sigmoid with one class and none with several.
+
+        Raises:
+            FileNotFoundError: no such folder, or files are missing.
+            ValueError: not a classifier, or one with modules that are not supported.
+        """
+        folder = Path(source) if (Path(source) / METADATA).is_file() else ready_folder(source, revision)
+        _, modules = read_module_list(folder)
+        if modules:
+            raise ValueError(
+                f"[CrossEncoder] {folder} has modules behind its Transformer that are not supported: "
+                f"{', '.join(kind for kind, _ in modules)}."
+            )
+        dtype = float_dtype(dtype)
+        if dtype is None and mx.default_device() == mx.Device(mx.cpu):
+            dtype = mx.float32
+        if activation_fn is None:
+            activation_fn = stored_activation(folder)
+        return cls(
+            BertWithHead.from_pretrained(folder, dtype), Tokenizer.from_pretrained(folder), activation_fn, max_length
+        )
+
+    def predict(
+        self,
+        pairs: Pair | Sequence[Pair],
+        batch_size: int = 32,
+        *,
+        activation_fn: str | Activation | None = None,
+        apply_softmax: bool = False,
+        convert_to_numpy: bool = True,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray | mx.array | np.float32:
+        """Score pairs.
+
+        Args:
+            pairs: one pair of texts, or any number.
+            batch_size: a batch holds as many tokens as this many pairs of 128.
+            activation_fn: instead of the model's, for this call.
+            apply_softmax: with several classes, make the scores of a pair add up to 1.
+            convert_to_numpy: numpy, otherwise an ``mx.array``.
+            show_progress_bar: None shows one when the log level is INFO or lower.
+
+        Returns:
+            ``(N,)`` float32 with one class, ``(N, C)`` with several, in the order of the pairs; for a single pair a
+            number or ``(C,)``.
+
+        Raises:
+            ValueError: something that is no pair of strings.
+        """
+        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
+        pairs = _check_pairs([pairs] if single else pairs)
+        activation = find_activation(activation_fn) or self.activation_fn
+        show = logger.isEnabledFor(logging.INFO) if show_progress_bar is None else show_progress_bar
+
+        def forward(batch: Batch, _: list[Encoding]) -> mx.array:
+            scores = activation(
+                self.model(*batch[:2], token_type_ids=batch.token_type_ids)["logits"].astype(mx.float32)
+            )
+            return mx.softmax(scores, axis=-1, precise=True) if apply_softmax and self.num_labels > 1 else scores
+
+        result = np.empty((len(pairs), self.num_labels), np.float32)
+        first, second = [a for a, _ in pairs], [b for _, b in pairs]
+        with tqdm(total=len(pairs), unit="pair", desc="Scoring", disable=not show) as progress:
+            options = {"batch_size": batch_size, "max_length": self.max_length, "progress": progress}
+            for indices, scores in run_batches(first, self.tokenizer, forward, pairs=second, **options):
+                result[indices] = np.asarray(scores).reshape(len(indices), -1)
+        if self.num_labels == 1:
+            result = result[:, 0]
+        result = result[0] if single else result
+        return result if convert_to_numpy else mx.array(result)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """Order documents by their score with a query, best first.
+
+        Args:
+            query: what is asked.
+            documents: what may answer.
+            top_k: keep this many; None keeps all.
+            return_documents: add ``"text"``.
+            options: as for :meth:`predict`.
+
+        Returns:
+            ``{"corpus_id": place in documents, "score": ...}`` for each.
+
+        Raises:
+            ValueError: the model has several classes.
+        """
+        if self.num_labels != 1:
+            raise ValueError(
+                f"[CrossEncoder] expected a model with one class to rank with but got {self.num_labels}. Use predict."
+            )
+        scores = self.predict([(query, document) for document in documents], batch_size, **options)
+        scores = np.asarray(scores)
+        results = []
+        for index in np.argsort(-scores, kind="stable")[:top_k].tolist():
+            results.append({"corpus_id": index, "score": float(scores[index])})
+            if return_documents:
+                results[-1]["text"] = documents[index]
+        return results
+
+
+def find_activation(name: str | Activation | None) -> Activation | None:
+    """A function by the name of torch's class, dotted or not; functions and None as they are.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    if name is None or callable(name):
+        return name
+    last = name.rpartition(".")[2]
+    if last not in ACTIVATIONS:
+        raise ValueError(
+            f"[CrossEncoder] activation_fn {name!r} is not supported. Supported: {', '.join(ACTIVATIONS)}."
+        )
+    return ACTIVATIONS[last]
+
+
+def stored_activation(folder: Path) -> str | None:
+    """The activation that a folder asks for, or None. Code of a model's own is not run: its default counts then."""
+    found = None
+    for place in (MODEL, CONFIG):
+        config = read_json(folder / place) if (folder / place).is_file() else {}
+        nested = config.get("sentence_transformers")
+        own = nested.get("activation_fn") if isinstance(nested, Mapping) else None
+        top = config.get("activation_fn") if place == MODEL else config.get("sbert_ce_default_activation_function")
+        found = found or own or top
+    if found is not None and not str(found).startswith("torch."):
+        logger.warning("The activation %r is the model's own code and is not run; the default is taken.", found)
+        return None
+    return found
+
+
+def _check_pairs(pairs: Any) -> list[Pair]:
+    pairs = list(pairs)
+    for index, pair in enumerate(pairs):
+        is_pair = isinstance(pair, Sequence | np.ndarray) and not isinstance(pair, str) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise ValueError(
+                f"[CrossEncoder] expected item {index} to be a pair of strings but got {str(pair)[:60]!r}."
+            )
+    return pairs

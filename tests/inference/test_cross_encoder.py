@@ -1,0 +1,123 @@
+"""CrossEncoder against sentence-transformers on tiny classifiers with redrawn weights."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder as Reference
+from transformers import AutoModelForSequenceClassification, BertConfig
+
+from mlx_bert.inference.cross_encoder import CrossEncoder
+
+PAIRS = [("abc", "query a"), ("", "x"), ("a b c d", "e f g " * 30), ("hello", "doc world"), ("A", "B C")]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def folder(request, tiny_bert, tmp_path_factory):
+    """A pair classifier with one class or three."""
+    folder = tmp_path_factory.mktemp(f"pairs-{request.param}")
+    shutil.copytree(tiny_bert, folder, dirs_exist_ok=True)
+    torch.manual_seed(request.param)
+    config = BertConfig.from_pretrained(tiny_bert, num_labels=request.param)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def change(source, target, **keys):
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **keys}))
+    return target
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_scores(folder, batch_size):
+    ours = CrossEncoder.from_pretrained(folder).predict(PAIRS, batch_size)
+    theirs = Reference(str(folder), device="cpu").predict(PAIRS)
+    assert ours.shape == theirs.shape
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_softmax_and_single_pair(folder):
+    ours, theirs = CrossEncoder.from_pretrained(folder), Reference(str(folder), device="cpu")
+    np.testing.assert_allclose(
+        ours.predict(PAIRS, apply_softmax=True), theirs.predict(PAIRS, apply_softmax=True), atol=1e-5
+    )
+    np.testing.assert_allclose(ours.predict(PAIRS[0]), theirs.predict(PAIRS[0]), atol=1e-5)
+    assert np.shape(ours.predict(PAIRS[0])) == np.shape(theirs.predict(PAIRS[0]))
+    assert isinstance(ours.predict(PAIRS, convert_to_numpy=False), mx.array)
+    assert ours.predict([]).shape == ((0,) if ours.num_labels == 1 else (0, 3))
+
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+CONFIGS = {
+    "nested": {"sentence_transformers": {"activation_fn": IDENTITY, "version": "4.0.0"}},
+    "older": {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh"},
+    "own code": {"sentence_transformers": {"activation_fn": "mine.Activation"}},
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_activation_that_config_json_asks_for(folder, tmp_path, kind):
+    changed = change(folder, tmp_path / "model", **CONFIGS[kind])
+    ours = CrossEncoder.from_pretrained(changed)
+    np.testing.assert_allclose(ours.predict(PAIRS), Reference(str(changed), device="cpu").predict(PAIRS), atol=1e-5)
+
+
+def test_the_folder_that_sentence_transformers_saves(folder, tmp_path):
+    reference = Reference(str(folder), device="cpu", activation_fn=torch.nn.Tanh())
+    reference.save_pretrained(str(tmp_path / "saved"))
+    ours = CrossEncoder.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(ours.predict(PAIRS), reference.predict(PAIRS), atol=1e-5)
+
+
+def test_activation_by_argument(folder):
+    raw = CrossEncoder.from_pretrained(folder, activation_fn="Identity").predict(PAIRS)
+    model = CrossEncoder.from_pretrained(folder, activation_fn=IDENTITY)
+    np.testing.assert_array_equal(model.predict(PAIRS), raw)
+    np.testing.assert_allclose(model.predict(PAIRS, activation_fn=mx.tanh), np.tanh(raw), atol=1e-6)
+    assert np.abs(raw).max() > 1
+
+
+def test_truncation(folder):
+    ours = CrossEncoder.from_pretrained(folder, max_length=12)
+    theirs = Reference(str(folder), device="cpu", max_length=12)
+    np.testing.assert_allclose(ours.predict(PAIRS), theirs.predict(PAIRS), atol=1e-5)
+    assert np.abs(ours.predict(PAIRS) - CrossEncoder.from_pretrained(folder).predict(PAIRS)).max() > 1e-4
+
+
+def test_rank(folder):
+    ours, theirs = CrossEncoder.from_pretrained(folder), Reference(str(folder), device="cpu")
+    documents = [b for _, b in PAIRS]
+    if ours.num_labels > 1:
+        with pytest.raises(ValueError, match="one class to rank with but got 3"):
+            ours.rank("abc", documents)
+        return
+    for options in ({}, {"top_k": 2, "return_documents": True}):
+        got, wanted = ours.rank("abc", documents, **options), theirs.rank("abc", documents, **options)
+        assert [hit["corpus_id"] for hit in got] == [hit["corpus_id"] for hit in wanted]
+        assert [hit.get("text") for hit in got] == [hit.get("text") for hit in wanted]
+        np.testing.assert_allclose([hit["score"] for hit in got], [hit["score"] for hit in wanted], atol=1e-5)
+    assert ours.rank("abc", []) == []
+
+
+def test_errors(folder, tiny_bert, tmp_path):
+    with pytest.raises(ValueError, match="expected item 1 to be a pair of strings but got 'abc'"):
+        CrossEncoder.from_pretrained(folder).predict([("a", "b"), "abc"])
+    with pytest.raises(ValueError, match="activation_fn 'Maxout' is not supported"):
+        CrossEncoder.from_pretrained(folder, activation_fn="Maxout")
+    with pytest.raises(ValueError, match="no task head"):
+        CrossEncoder.from_pretrained(tiny_bert)
+    shutil.copytree(folder, tmp_path / "modules")
+    first = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    second = {"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.base.modules.dense.Dense"}
+    (tmp_path / "modules/modules.json").write_text(json.dumps([first, second]))
+    with pytest.raises(ValueError, match=r"modules behind its Transformer that are not supported: .*Dense"):
+        CrossEncoder.from_pretrained(tmp_path / "modules")
