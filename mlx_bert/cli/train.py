@@ -10,6 +10,10 @@ examples:
   mlx-bert train --model minilm --train big.csv --freeze backbone --output quick-model   (the head alone: seconds)
   mlx-bert train --model minilm --train reviews.csv --output reviews-model --resume       (after an interruption)
 
+A TOML file can hold any of the options, named as below without the dashes (learning-rate = 1e-4); options on the
+command line win over it:
+  mlx-bert train --config run.toml --epochs 3
+
 Ctrl-C writes a checkpoint and stops; the same command with --resume continues exactly where it was.
 The output folder holds best_model/ and final_model/ (both for mlx-bert predict and evaluate), checkpoints and
 history.json."""
@@ -39,10 +43,9 @@ POOLINGS = ("cls", "mean", "max", "attention", "weighted_mean", "last")
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mlx-bert train``; the training settings come from ``TrainingArgs``."""
     data = parser.add_argument_group("model and data")
-    data.add_argument(
-        "--model", required=True, help="folder or hub id of an encoder, or a fine-tuned folder to train on"
-    )
-    data.add_argument("--train", required=True, metavar="FILE", help="labelled texts: .csv, .tsv or .jsonl")
+    data.add_argument("--config", action=TomlOptions, metavar="FILE", help="TOML file with options")
+    data.add_argument("--model", help="folder or hub id of an encoder, or a fine-tuned folder to train on (required)")
+    data.add_argument("--train", metavar="FILE", help="labelled texts: .csv, .tsv or .jsonl (required)")
     data.add_argument("--eval", metavar="FILE", help="labelled texts to evaluate on; without it a part of --train")
     data.add_argument(
         "--eval-size", type=float, default=0.1, metavar="PART",
@@ -70,6 +73,31 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     add_arguments(run)
 
 
+class TomlOptions(argparse.Action):
+    """Takes the options of a TOML file, except those that the command line gives itself."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        import tomllib
+
+        try:
+            options = tomllib.loads(Path(values).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise argparse.ArgumentError(self, f"{values} cannot be read: {error}. Give a TOML file.") from None
+        known = {text.lstrip("-"): action for action in parser._actions for text in action.option_strings}
+        for name, value in options.items():
+            action = known.get(name.replace("_", "-"))
+            if action is None or action.dest in ("help", "config"):
+                raise argparse.ArgumentError(self, f"{values} has an unknown option {name!r}. Correct its name.")
+            if action.choices and value not in action.choices:
+                wanted = ", ".join(action.choices)
+                raise argparse.ArgumentError(self, f"expected {name} to be one of {wanted} but got {value!r}.")
+            # what stands before --config on the command line stays; what comes after it wins by itself
+            if getattr(namespace, action.dest, argparse.SUPPRESS) == action.default:
+                setattr(namespace, action.dest, value)
+
+
 def add_data_arguments(group: Any, label: bool = True) -> None:
     """The options that name columns, shared by the verbs that read data."""
     group.add_argument("--text-column", default="text", metavar="NAME", help="column of the text (default: text)")
@@ -85,6 +113,9 @@ def add_data_arguments(group: Any, label: bool = True) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Train, print what happens, and return the exit code."""
+    for name in ("model", "train"):
+        if not getattr(args, name):
+            raise ValueError(f"[train] expected --{name} but got none. Give it, or {name} in the file of --config.")
     settings = TrainingArgs(**given_arguments(args))
     import mlx.core as mx
 

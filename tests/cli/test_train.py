@@ -136,6 +136,30 @@ def test_other_kinds_of_heads(tiny_bert_folder, tmp_path, capsys, head, labels, 
     assert set(json.loads(capsys.readouterr().out)) == {"text", *keys}
 
 
+def test_options_from_a_file(tiny_bert_folder, data, tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'model = "{tiny_bert_folder}"\ntrain = "{data}"\noutput = "{tmp_path / "run"}"\nlearning_rate = 1e-3\n'
+        'batch-size = 4\nprogress = false\nclass-weights = true\nhead = "multiclass_classification"\nepochs = 7\n'
+    )
+    assert main(["train", "--batch-size", "27", "--config", str(config), "--epochs", "1"]) == 0
+    saved = json.loads((tmp_path / "run/training_args.json").read_text())
+    assert (saved["learning_rate"], saved["batch_size"], saved["epochs"], saved["progress"]) == (1e-3, 27, 1, False)
+    head = json.loads((tmp_path / "run/best_model/head/config.json").read_text())
+    assert head["class_weights"]
+    for text, message in (
+        ("speed = 3", "has an unknown option 'speed'"),
+        ("optimizer = 'sgd'", "expected optimizer to be one of adamw"),
+        ("= 3", "cannot be read"),
+    ):
+        config.write_text(text)
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", "--config", str(config)])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert "expected --model but got none" in errors(capsys, "train", "--train", data)
+
+
 def test_help_teaches(capsys):
     for verb in ("train", "evaluate", "predict"):
         with pytest.raises(SystemExit) as stopped:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mlx_bert.training.checkpoints import remove_partial_files
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,6 +71,14 @@ def assert_equal_runs(first, second):
         assert expected.keys() == found.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_half_written_files_of_a_killed_run_go_away(tmp_path):
+    (tmp_path / ".checkpoint_4.abc").mkdir()
+    (tmp_path / ".best_state.safetensors.xyz").write_text("half")
+    (tmp_path / ".mine").write_text("kept")
+    remove_partial_files(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
 
 
 def test_a_killed_run_resumes_exactly(tiny_bert_folder, train_file, uninterrupted, tmp_path):
