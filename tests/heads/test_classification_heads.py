@@ -208,6 +208,17 @@ def test_token_loss_with_weights():
     assert model.compute_loss({"logits": logits}, labels).item() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_bilstm_tagger_by_hand():
+    """BiLSTM, LayerNorm, Linear, GELU, dropout, Linear: the tagger of the joint intent and entity model."""
+    model = head("token_classification", 5, rnn_layers=2, rnn_hidden=3, hidden_sizes=[], dropout_prob=0.1)
+    x, mask = mx.random.normal((2, 6, 8)), mx.array([[1] * 6, [1, 1, 1, 0, 0, 0]])
+    states = model.rnn_norm(model.rnn(x, mask))
+    dense = model.rnn_dense(states)
+    wanted = model.output(dense * 0.5 * (1 + mx.erf(dense / 2**0.5)))
+    np.testing.assert_allclose(np.array(model(x, mask)["logits"])[0], np.array(wanted)[0], atol=1e-5)
+    assert (states.shape[-1], dense.shape[-1], len(model.rnn.backward_layers)) == (6, 8, 2)
+
+
 def test_crf_head_predicts_the_viterbi_path():
     model = head("token_classification", use_crf=True)
     model.transitions = mx.array([[0.0, -50, -50], [-50, 0, -50], [-50, -50, 0]])  # never change the label

@@ -154,6 +154,30 @@ def test_residual_connections():
     np.testing.assert_allclose(np.array(head(x)["logits"]), np.array(head.output(y)), atol=1e-6)
 
 
+def test_heads_of_the_multihead_and_topic_models():
+    """pooled -> dropout -> (Linear -> act -> dropout) x n -> Linear, without any norm."""
+    head = MulticlassClassificationHead(
+        config(hidden_sizes=[8, 8], use_layer_norm=False, activation="relu", input_dropout=0.2, dropout_prob=0.2)
+    )
+    shapes = {name: array.shape for name, array in head.state_arrays().items()}
+    assert shapes == {
+        "projection.blocks.0.dense.weight": (8, 8),
+        "projection.blocks.0.dense.bias": (8,),
+        "projection.blocks.1.dense.weight": (8, 8),
+        "projection.blocks.1.dense.bias": (8,),
+        "output.weight": (3, 8),
+        "output.bias": (3,),
+    }
+    x = mx.random.normal((4, 8))
+    head.eval()
+    y = x
+    for block in head.projection.blocks:
+        y = nn.relu(block.dense(y))
+    np.testing.assert_allclose(np.array(head(x)["logits"]), np.array(head.output(y)), atol=1e-6)
+    kept = [dropout._p_1 for dropout in (head.projection.dropout, *(b.dropout for b in head.projection.blocks))]
+    assert kept == pytest.approx([0.8] * 3)
+
+
 def test_weight_norm():
     layer = WeightNormLinear(8, 6)
     x = mx.random.normal((4, 8))
