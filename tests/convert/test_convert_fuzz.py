@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
-CASES = 600
+CASES = 510
 
 
 def test_mutated_checkpoints(sentence_folder, tmp_path):
