@@ -15,6 +15,7 @@ blas_backend = blas.enable()  # before anything imports mlx.core
 _PUBLIC = {
     "BertCore": "mlx_bert.core",
     "BertOutput": "mlx_bert.core",
+    "ByteLevelBPE": "mlx_bert.bpe",
     "create_bert_core": "mlx_bert.factory",
     "create_bert_for_competition": "mlx_bert.factory",
     "create_bert_for_task": "mlx_bert.factory",
@@ -38,6 +39,7 @@ __all__ = sorted(_PUBLIC)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlx_bert.bpe import ByteLevelBPE
     from mlx_bert.core import BertCore, BertOutput
     from mlx_bert.factory import (
         create_bert_core,

@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "heads",
     ),
     "mlx_bert.multihead_config": (),
+    "mlx_bert.bpe": ("mlx_bert.tokenizer", "mlx_bert.checkpoint"),
     "mlx_bert.mtl_data": ("mlx_bert.tokenizer", "mlx_bert.checkpoint", "mlx_bert.data"),
     "mlx_bert.mtl": (
         "mlx_bert.mtl_data",

@@ -125,6 +125,18 @@ def test_options_change_the_right_outputs(model, tiny_bert_folder, ids):
     assert mx.array_equal(without["embeddings"], plain["embeddings"])  # token types of zero are none
 
 
+@pytest.mark.parametrize("attention", [False, True])
+def test_each_task_has_its_encoder_when_sharing_is_soft(attention, tiny_bert_folder, ids):
+    model = new_model(tiny_bert_folder, sharing="soft", task_attention=attention)
+    before = model(**ids)
+    twin = model.bert.twins["sentiment"]
+    twin.load_weights_from({name: array * 1.1 for name, array in twin.weights_on_disk().items()})
+    after = model(**ids)
+    assert mx.array_equal(after["embeddings"], before["embeddings"])
+    assert mx.array_equal(after["topic_logits"], before["topic_logits"])
+    assert not np.allclose(after["sentiment_logits"], before["sentiment_logits"], atol=1e-4)
+
+
 def test_token_types_reach_the_encoder(model, ids):
     other = model(**{**ids, "token_type_ids": mx.ones_like(ids["input_ids"])})
     assert not np.allclose(other["embeddings"], model(**ids)["embeddings"], atol=1e-3)
