@@ -57,13 +57,15 @@ def test_wrong_combinations(options, message):
 def test_packs_matrices_only_and_loads(bert_folder, tmp_path, mode):
     report = convert_checkpoint(bert_folder, tmp_path / "out", quantization={"mode": mode, "group_size": None})
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["quantization"] == Quantization(mode).to_dict()
+    tables = [f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type")]
+    kept_at_8 = {} if Quantization(mode).bits == 8 else dict.fromkeys(tables, Quantization("mxfp8").to_dict())
+    assert config["quantization"] == {**Quantization(mode).to_dict(), **kept_at_8}
     weights = mx.load(str(tmp_path / "out" / "model.safetensors"))
     packed = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
     layers = [f"encoder.layer.{n}." for n in range(2)]
     groups = Quantization(mode).group_size
     fitting = [
-        *(f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type")),
+        *tables,
         *(f"{layer}attention.self.{name}" for layer in layers for name in ("query", "key", "value")),
         *(f"{layer}{name}" for layer in layers for name in ("attention.output.dense", "intermediate.dense")),
     ]
