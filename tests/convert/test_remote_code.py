@@ -97,3 +97,24 @@ def test_convert(tmp_path, model_type):
         assert "auto_map" not in config
         theirs = transformers.AutoModel.from_pretrained(tmp_path / "out", local_files_only=True)
         assert theirs.config.num_hidden_layers == 2
+
+
+def test_adapters_survive_conversion(tmp_path):
+    mx.random.seed(0)
+    core = BertCore(CONFIGS["jina_embeddings_v3"]).eval()
+    weights, stem = older_names(core), "encoder.layers.0.mlp.fc1"
+    original = weights.pop(f"{stem}.weight")
+    a, b = mx.random.normal((2, 4, 32)), mx.random.normal((2, 40, 4))
+    weights[f"{stem}.parametrizations.weight.original"] = original
+    weights |= {f"{stem}.parametrizations.weight.0.lora_A": a, f"{stem}.parametrizations.weight.0.lora_B": b}
+    source = tmp_path / "source"
+    source.mkdir()
+    write_json(source / "config.json", CONFIGS["jina_embeddings_v3"])
+    write_safetensors(source / "model.safetensors", entries_of(weights))
+    ids = mx.array([[5, 6, 7, 8, 9]])
+    convert(source, tmp_path / "out")
+    plain = BertCore.from_pretrained(tmp_path / "out")
+    assert mx.array_equal(plain(ids).last_hidden_state, core(ids).last_hidden_state)
+    core.encoder.layers[0].mlp.up.weight = original + b[1] @ a[1] / 4
+    merged = BertCore.from_pretrained(tmp_path / "out", lora_task="b")
+    assert mx.allclose(merged(ids).last_hidden_state, core(ids).last_hidden_state, atol=1e-5)
