@@ -145,6 +145,29 @@ class Collator:
         return padded
 
 
+class PartsCollator(Collator):
+    """Pads each part of a group by itself: anchors, positives and negatives each to their own longest."""
+
+    def __call__(self, examples: Sequence[Example]) -> Arrays:
+        """Batch examples whose ``input_ids`` are lists of N texts.
+
+        Returns:
+            ``parts``, N batches as :class:`Collator` makes them, and ``labels`` if the examples have them.
+        """
+        counts = {len(example["input_ids"]) if _is_group(example["input_ids"]) else 1 for example in examples}
+        if len(counts) > 1 or counts == {1}:
+            raise ValueError(
+                f"[data] expected examples of the same number of texts, at least 2, but got {sorted(counts)}. "
+                "Give input_ids as a list of id lists."
+            )
+        parts = [
+            super(PartsCollator, self).__call__([{"input_ids": example["input_ids"][part]} for example in examples])
+            for part in range(counts.pop())
+        ]
+        labelled = "labels" in examples[0]
+        return {"parts": parts, **({"labels": stack_labels([e["labels"] for e in examples])} if labelled else {})}
+
+
 def stack_labels(labels: Sequence[Any]) -> Any:
     """``(B, ...)`` from one label per example: int32 for whole numbers, float32 for others, a dict for dicts."""
     if isinstance(labels[0], Mapping):

@@ -41,6 +41,7 @@ class Feed:
         tokenizer: for examples of text.
         collate: examples -> batch.
         sampler: batches of each epoch; None makes length-bucketed shuffled ones.
+        needs_labels: whether every example must have ``labels``.
 
     Raises:
         ValueError: no examples, or texts without a tokenizer.
@@ -54,10 +55,12 @@ class Feed:
         tokenizer: Tokenizer | None,
         collate: Callable[[Sequence[Example]], Arrays],
         sampler: Any = None,
+        needs_labels: bool = True,
     ) -> None:
         self.args = args
         self.tokenizer = tokenizer
         self.collate = collate
+        self.needs_labels = needs_labels
         self.train = self.prepare(train, "train_examples")
         self.evaluation = self.prepare(evaluation, "eval_examples") if evaluation is not None else None
         lengths = [token_count(example) for example in self.train]
@@ -73,6 +76,8 @@ class Feed:
             if self.tokenizer is None:
                 raise ValueError(f"[Trainer] expected input_ids, or texts and a tokenizer, in {name} but got neither.")
             examples = tokenize_examples(examples, self.tokenizer, self.args.max_length)
+        if not self.needs_labels:
+            return examples
         if lacking := [number for number, example in enumerate(examples) if "labels" not in example]:
             raise ValueError(
                 f"[Trainer] expected 'labels' in every example of {name} but example {lacking[0]} has none. "
@@ -135,7 +140,7 @@ class Feed:
             ids = example["input_ids"]
             for row in ids if np.ndim(ids[0]) else [ids]:
                 digest = zlib.crc32(np.asarray(row, dtype=np.int32).tobytes(), digest)
-            digest = zlib.crc32(repr(example["labels"]).encode(), digest)
+            digest = zlib.crc32(repr(example.get("labels")).encode(), digest)
         return f"{len(self.train)} examples, {digest:08x}"
 
     def _weights(self) -> list[float] | None:

@@ -20,7 +20,7 @@ LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "hamming
 
 
 class Objective(Protocol):
-    """What the trainer needs to know of a task."""
+    """What the trainer needs to know of a task. With ``needs_labels = False`` examples may come without labels."""
 
     def forward(self, model: nn.Module, batch: Arrays) -> dict[str, Any]:
         """The model's outputs for a batch. Compiled: no host code that depends on values."""
@@ -90,7 +90,7 @@ def evaluate(
         outputs, loss, weight = forward(batch)
         mx.eval(outputs, loss, weight)
         gathered.append({name: _to_numpy(value) for name, value in outputs.items()})
-        labels.append(batch["labels"])
+        labels.append(batch.get("labels"))
         losses.append(loss)
         weights.append(weight)
     joined = {name: _join([outputs[name] for outputs in gathered], 0) for name in gathered[0]}
@@ -130,6 +130,8 @@ def _join(parts: list[np.ndarray], fill: float) -> np.ndarray:
 
 
 def _join_labels(labels: list[Any]) -> Any:
+    if labels[0] is None:
+        return None
     if isinstance(labels[0], Mapping):
         return {name: _join_labels([label[name] for label in labels]) for name in labels[0]}
     return mx.array(_join([np.array(label) for label in labels], IGNORE_INDEX))

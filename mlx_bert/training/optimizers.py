@@ -88,7 +88,8 @@ class ParameterGroup:
 def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 1.0) -> list[ParameterGroup]:
     """Group a model's trainable parameters by what ``args`` says of them.
 
-    Names that begin with ``bert.`` are the encoder's, all others the head's. Arrays of fewer than two axes (biases,
+    Names that begin with ``bert.`` are the encoder's, all others the head's; without such names the whole model trains
+    with ``learning_rate``. Arrays of fewer than two axes (biases,
     norms, single factors) have no weight decay. With ``layer_decay`` d, the encoder's layer k of n has d^(n - k) times
     the encoder's rate (k from 1; the embeddings are k = 0). Muon takes the encoder's matrices; embeddings, vectors and
     the head go to AdamW.
@@ -99,7 +100,7 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         rate_factor: multiplies every learning rate.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: nothing is trainable, or there is a rate for the head and no encoder beside it.
     """
     parameters = dict(tree_flatten(model.trainable_parameters()))
     if not parameters:
@@ -107,19 +108,24 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
             "[optimizer] expected trainable parameters but all are frozen. Unfreeze the head or set freeze."
         )
     everything = [name for name, _ in tree_flatten(model.parameters())]
+    has_encoder = any(name.startswith(ENCODER) for name in everything)
+    if not has_encoder and args.head_learning_rate is not None:
+        raise ValueError(
+            "[optimizer] expected a model with an encoder and a head with head_learning_rate. Leave it out."
+        )
     depth = 1 + max((int(found[1]) for name in everything if (found := _LAYER.search(name))), default=-1)
     head_rate = HEAD_RATE * args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
     members: dict[tuple[str, str, float, float], list[str]] = {}
     for name, array in parameters.items():
         label, rate, algorithm = "head", head_rate, args.optimizer
-        is_encoder = name.startswith(ENCODER)
+        is_encoder = name.startswith(ENCODER) or not has_encoder
         if is_encoder:
-            label, rate = "encoder", args.learning_rate
+            label, rate = "encoder" if has_encoder else "model", args.learning_rate
             if args.layer_decay < 1.0:
                 found = _LAYER.search(name)
                 # what is in no layer is below them (embeddings) or above (final norm, pooler)
                 level = int(found[1]) + 1 if found else 0 if "embed" in name else depth
-                label, rate = f"encoder level {level}", rate * args.layer_decay ** (depth - level)
+                label, rate = f"{label} level {level}", rate * args.layer_decay ** (depth - level)
         if algorithm == "muon" and not (is_encoder and array.ndim == 2 and "embed" not in name):
             label, algorithm = f"{label}, adamw", "adamw"
         decay = args.weight_decay if array.ndim >= 2 and not name.endswith("bias") else 0.0

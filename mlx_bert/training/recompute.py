@@ -88,3 +88,16 @@ def gradient_checkpointing(layers: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for kind, call in originals.items():
             kind.__call__ = call
+
+
+def encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the encoder that a model is or has.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for owner in (getattr(model, "bert", None), model):
+        encoder = getattr(owner, "encoder", None)
+        if encoder is not None and getattr(encoder, "layers", None):
+            return list(encoder.layers)
+    raise ValueError("[recompute] expected a model with encoder layers but got none. Set gradient_checkpointing off.")

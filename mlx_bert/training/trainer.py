@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,48 +43,14 @@ from mlx_bert.training.freezing import Phase, apply_freeze, phases_of
 from mlx_bert.training.lora import apply_lora, config_from_args, merged_lora, save_adapters
 from mlx_bert.training.objective import HeadObjective, Objective, batch_forward, evaluate, is_greater_better
 from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
-from mlx_bert.training.recompute import gradient_checkpointing
+from mlx_bert.training.outcome import NonFiniteLoss, TrainingInterrupted, TrainResult
+from mlx_bert.training.recompute import encoder_layers, gradient_checkpointing
 from mlx_bert.training.schedules import create_schedule
 from mlx_bert.training.step import TrainingStep, flat_parameters, install, maybe_compile
 
 logger = logging.getLogger(__name__)
 HISTORY = "history.json"
 BEST_STATE = "best_state.safetensors"  # the best weights while the run lasts; best_model/ is what users load
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or the gradient of a batch is NaN or infinite."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """The run was asked to stop, and did so after writing ``checkpoint``."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(f"[train] stopped. Resume from {checkpoint} with --resume (Trainer.train(resume=True)).")
-        self.checkpoint = checkpoint
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        metrics: of the best evaluation (empty without evaluation).
-        best_step: updates at that evaluation, or None.
-        steps: updates done.
-        seconds: of this call, evaluations included.
-        stopped_early: whether patience ended it.
-        history: the records of ``history.json``.
-        output_dir: where everything lies.
-    """
-
-    metrics: dict[str, float]
-    best_step: int | None
-    steps: int
-    seconds: float
-    stopped_early: bool
-    history: dict[str, list[dict[str, Any]]]
-    output_dir: Path
 
 
 class Trainer:
@@ -127,9 +93,9 @@ class Trainer:
         self.output_dir = Path(args.output_dir)
         if eval_examples is None and (args.patience or args.metric):
             raise ValueError("[Trainer] expected eval_examples with patience or metric but got none. Give some.")
-        self.feed = Feed(
-            args, train_examples, eval_examples, tokenizer, collate or default_collator(model, tokenizer), sampler
-        )
+        collate = collate or default_collator(model, tokenizer)
+        needs_labels = getattr(self.objective, "needs_labels", True)
+        self.feed = Feed(args, train_examples, eval_examples, tokenizer, collate, sampler, needs_labels)
         self.model.set_dtype(mx.float32)
         self.adapters = config_from_args(args)
         if self.adapters is not None:
@@ -167,7 +133,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
             if self.args.gradient_checkpointing:
-                stack.enter_context(gradient_checkpointing(self.model.bert.encoder.layers))
+                stack.enter_context(gradient_checkpointing(encoder_layers(self.model)))
             try:
                 self._run(checkpoint)
             finally:
@@ -486,7 +452,9 @@ class Trainer:
         with new_folder(self.output_dir / name, overwrite=True) as folder:
             if hasattr(self.model, "save_pretrained"):
                 with merged_lora(self.model):
-                    self.model.save_pretrained(folder, **({"tokenizer": self.tokenizer} if self.tokenizer else {}))
+                    self.model.save_pretrained(folder)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder / "bert" if (folder / "bert").is_dir() else folder)
             else:
                 write_safetensors(folder / WEIGHTS, entries_of(model_arrays(self.model)))
             metrics = state.best_metrics if name == "best_model" else (state.history["epochs"] or [{}])[-1]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mlx_bert.data.collate import Collator, bucket_length, stack_labels, token_count, tokenize_examples
+from mlx_bert.data.collate import Collator, PartsCollator, bucket_length, stack_labels, token_count, tokenize_examples
 from mlx_bert.tokenizer import Tokenizer
 
 
@@ -84,3 +84,13 @@ def test_labels_keep_their_kind():
     assert stack_labels([{"a": 1, "b": 0.5}, {"a": 2, "b": 1.5}])["b"].tolist() == [0.5, 1.5]
     with pytest.raises(ValueError, match="expected numbers as labels but got 'x'"):
         stack_labels(["x"])
+
+
+def test_parts_are_padded_each_by_itself():
+    rows = [{"input_ids": [[1], [2] * 20, [3, 3]]}, {"input_ids": [[1, 1], [2], [3] * 70]}]
+    parts = PartsCollator(9)(rows)["parts"]
+    assert [part["input_ids"].shape for part in parts] == [(2, 16), (2, 32), (2, 96)]
+    assert [np.array(part["attention_mask"]).sum() for part in parts] == [3, 21, 72]
+    assert PartsCollator(9)([{**row, "labels": 1.0} for row in rows])["labels"].tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"expected examples of the same number of texts, at least 2, but got \[1\]"):
+        PartsCollator(9)([{"input_ids": [1, 2]}])
