@@ -1,10 +1,13 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from mlx_bert.factory import create_bert_with_head
 from mlx_bert.inference.predict import TextPredictor, find_model_folder
 from mlx_bert.tokenizer import Tokenizer
+from reference import redraw, save_word_tokenizer, word_tokenizer
 
 
 def predictor(folder, head_type="multiclass_classification", num_labels=3, **options):
@@ -77,3 +80,19 @@ def test_what_is_refused(tiny_bert_folder, tmp_path):
         predictor(tiny_bert_folder).predict(["a"], top_k=0)
     with pytest.raises(ValueError, match="expected a head that reads whole texts but got token_classification"):
         predictor(tiny_bert_folder, "token_classification")
+
+
+def test_a_task_model_of_transformers_predicts_as_there(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=word_tokenizer().get_vocab_size(), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=64, id2label={0: "calm", 1: "glad", 2: "sad"},
+        label2id={"calm": 0, "glad": 1, "sad": 2},
+    )  # fmt: skip
+    theirs = redraw(transformers.BertForSequenceClassification(config))
+    theirs.save_pretrained(tmp_path / "model")
+    save_word_tokenizer(tmp_path / "model")
+    ours = TextPredictor.from_pretrained(tmp_path / "model")
+    for text, found in zip(TEXTS, ours.predict(TEXTS, top_k=3), strict=True):
+        ids = torch.tensor([ours.tokenizer.encode([text])[0].ids])
+        expected = torch.softmax(theirs(ids).logits[0], -1).tolist()
+        assert [found["scores"][config.id2label[n]] for n in range(3)] == pytest.approx(expected, abs=1e-4)
