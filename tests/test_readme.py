@@ -95,7 +95,11 @@ def tiny_config(transformers: object) -> object:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the examples, a filled Hub cache, and a ``bin`` with the commands that a reader would have."""
     place = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "examples", place / "examples")
+    for file in sorted((ROOT / "examples" / "data").glob("*/*.jsonl")):  # a part of the data is enough to run on
+        copy = place / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text("".join(file.read_text("utf-8").splitlines(keepends=True)[:40]), "utf-8")
+    shutil.copy(ROOT / "examples" / "data" / "sentiment.csv", place / "examples" / "data")
     for repo, write in ((SENTENCES, write_sentence_transformer), (TASK, write_task_model)):
         folder = tmp_path_factory.mktemp("checkpoint")
         write(folder)
