@@ -7,7 +7,7 @@ Hub; read as what they claim to be, they would give plausible nonsense. And a fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from convert.task_heads import todays_head_names
 from mlx_bert.checkpoint import TensorEntry
 from mlx_bert.encoders import CLAIMANTS, find_encoder
 from mlx_bert.encoders.base import NameMap
@@ -127,13 +128,14 @@ def check_tensors(
     if names.older and not own.keys() <= wanted.keys() | fitted.unused_tensors:
         prefix = names.prefix if any(name != stored for name, stored in own.items()) else ""
         native = _renamed(names, prefix, {name: entries[own[name]] for name in own.keys() - fitted.unused_tensors})
-        kept = {**native, **{name: entries[name] for name in others}}
+        todays = {name: name for name in others} | todays_head_names(config, others)
+        kept = {**native, **{new: replace(entries[name], name=new) for name, new in todays.items()}}
         native_own, _ = names.split(kept)
         _compare(config, wanted, native_own, kept, fitted.unused_tensors)
         reduced = sum(entry.nbytes for entry in native.values()) < sum(entries[name].nbytes for name in own.values())
         renamed = always_rename or not reduced
         if renamed:
-            own = native_own
+            own, others = native_own, list(todays.values())
         else:
             kept, reduced = dict(entries), False
     else:

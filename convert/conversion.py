@@ -20,6 +20,7 @@ from convert.architecture import check_config, check_tensors
 from convert.modules import copy_settings, read_modules, write_modules
 from convert.paths import inside
 from convert.quantize import Quantization, dequantized, matrices_to_quantize, quantize_entry
+from convert.task_heads import todays_class
 from convert.tokenizer_files import write_tokenizer
 from convert.verify import verify_outputs, verify_weights
 from convert.weights import open_weights
@@ -150,7 +151,8 @@ def convert_checkpoint(
     parts = check_tensors(architecture, config, entries, always_rename=quantization is not None)
     entries = parts.entries
     if parts.renamed:  # transformers' own class reads it then, by its own keys
-        config = {**architecture.Config.modernise(config), **architecture.Config.from_dict(config).saved()}
+        saved = architecture.Config.from_dict(config).saved()
+        config = {**architecture.Config.modernise(config), **saved, **todays_class(config)}
     if parts.reduced:
         warnings.warn("[convert] the adapters are left out: a quantised model has none.", stacklevel=2)
 

@@ -8,9 +8,11 @@ of the head. Names are complete, with the encoder's prefix: a pooler that the ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+from mlx_bert.encoders import jina_bert, jina_v3
 
 Config = Mapping[str, Any]
 
@@ -27,12 +29,19 @@ class HeadMap:
         names: Module path in the head -> module path in the checkpoint.
         bias: Masked LM only: where the checkpoint keeps the decoder's bias beside `names["output"]`.
         always_tied: Masked LM only: the decoder is the word embeddings, whatever the config says.
+        tied_by_default: Masked LM only: what holds when the config says nothing.
+        older: Module path in the checkpoint -> its spelling in the architecture's own code, from before transformers
+            had it. It is read, never written.
+        older_has_no_biases: Masked LM only: that code had no biases, here they are zero.
     """
 
     options: Callable[[Config], dict[str, Any]]
     names: Mapping[str, str]
     bias: str | None = None
     always_tied: bool = False
+    tied_by_default: bool = True
+    older: Mapping[str, str] = field(default_factory=dict)
+    older_has_no_biases: bool = False
 
 
 def _activation(name: str | None) -> str:
@@ -133,6 +142,35 @@ def _modernbert_lm(config: Config) -> dict[str, Any]:
         "dropout_prob": 0.0,
         "output_bias": config.get("decoder_bias", True),
     }
+
+
+def _eurobert(config: Config) -> dict[str, Any]:
+    """Pool, dense, GELU, classifier; there is no dropout."""
+    pooling = {"bos": "cls", "mean": "mean"}.get(_eurobert_pooling(config))
+    if pooling is None:
+        raise ValueError(
+            "[convert] expected classifier_pooling 'bos', 'mean' or 'late' but got "
+            f"{_eurobert_pooling(config)!r}. Correct config.json."
+        )
+    return {"pooling_type": pooling, **_dense(config, "gelu", 0.0, 0.0)}
+
+
+def _eurobert_late(config: Config) -> dict[str, Any]:
+    """Dense and GELU on every token, then the mean; the classifier is linear, so it may come behind the mean."""
+    return {"pooling_type": "pooler", "pooling_options": {"activation": "gelu", "tokens": "all"}}
+
+
+def _eurobert_lm(config: Config) -> dict[str, Any]:
+    return {"output_bias": config.get("mlp_bias", False)}
+
+
+def _eurobert_pooling(config: Config) -> str:
+    return config.get("classifier_pooling") or config.get("clf_pooling") or "late"  # the second is its own code's key
+
+
+def _last(config: Config) -> dict[str, Any]:
+    """The last token, and a classifier without bias."""
+    return {"pooling_type": "last", "output_bias": False}
 
 
 BLOCK, NORM = "projection.blocks.0.dense", "projection.blocks.0.norm"
@@ -245,6 +283,40 @@ _DEBERTA_LM = HeadMap(
     always_tied=True,
 )
 
+_NOMIC = {
+    "masked_lm": HeadMap(
+        _transform(),
+        {**_BERT["masked_lm"].names, NORM: "cls.predictions.transform.layer_norm"},
+        bias="cls.predictions.bias",
+        older_has_no_biases=True,
+    ),
+    "sequence_classification": HeadMap(
+        _pooled,
+        {"pooling.dense": "nomic_bert.pooler.dense", "output": "classifier"},
+        older={"nomic_bert.pooler.dense": "bert.pooler.dense"},
+    ),
+    "token_classification": _BERT["token_classification"],
+}
+_GTE = {
+    "masked_lm": replace(
+        _ROBERTA["masked_lm"], bias="lm_head.decoder.bias", older={"lm_head.layer_norm": "lm_head.norm"}
+    ),
+    "sequence_classification": HeadMap(
+        _pooled,
+        {"pooling.dense": "gte.pooler.dense", "output": "classifier"},
+        older={"gte.pooler.dense": "new.pooler.dense"},
+    ),
+    "token_classification": _BERT["token_classification"],
+}
+_JINA_V3 = {task: row for task, row in _ROBERTA.items() if task != "multiple_choice"}
+_EUROBERT = {
+    "masked_lm": HeadMap(_eurobert_lm, {"output": "lm_head"}, bias="lm_head.bias", tied_by_default=False),
+    "sequence_classification": HeadMap(_eurobert, {BLOCK: "dense", "output": "classifier"}),
+    "token_classification": HeadMap(lambda config: {}, {"output": "classifier"}),
+}
+_EUROBERT_LATE = HeadMap(_eurobert_late, {"pooling.dense": "dense", "output": "classifier"})
+_GEMMA3 = {"sequence_classification": HeadMap(_last, {"output": "score"})}
+
 TASK_HEADS: dict[str, dict[str, HeadMap]] = {
     "albert": _ALBERT,
     "bert": _BERT,
@@ -252,8 +324,13 @@ TASK_HEADS: dict[str, dict[str, HeadMap]] = {
     "deberta-v2": _DEBERTA,
     "distilbert": _DISTILBERT,
     "electra": _ELECTRA,
+    "eurobert": _EUROBERT,
+    "gemma3_text": _GEMMA3,
+    "gte": _GTE,
+    "jina_embeddings_v3": _JINA_V3,
     "modernbert": _MODERNBERT,
     "mpnet": _MPNET,
+    "nomic_bert": _NOMIC,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }
@@ -266,8 +343,13 @@ CLASS_PREFIX = {
     "deberta-v2": "DebertaV2",
     "distilbert": "DistilBert",
     "electra": "Electra",
+    "eurobert": "EuroBert",
+    "gemma3_text": "Gemma3Text",
+    "gte": "Gte",
+    "jina_embeddings_v3": "JinaEmbeddingsV3",
     "modernbert": "ModernBert",
     "mpnet": "MPNet",
+    "nomic_bert": "NomicBert",
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
 }
@@ -277,9 +359,24 @@ CLASS_PREFIX = {
 UNUSED_HEADS = ("cls.seq_relationship", "sop_classifier.classifier")
 
 
+def family_of(config: Config) -> str:
+    """Return the key of `TASK_HEADS` for a config: its `model_type`, but for those that say another one's."""
+    if jina_v3.claims(config):
+        return "jina_embeddings_v3"
+    model_type = config.get("model_type", "")
+    return "gte" if model_type == "new" else model_type
+
+
+def is_in_transformers(config: Config) -> bool:
+    """Return whether transformers has the architecture; it has none for Jina BERT, which says `model_type` bert."""
+    return not jina_bert.claims(config)
+
+
 def find_row(config: Config, task: str | None) -> HeadMap | None:
     """Return the row of a task for a checkpoint's config, or None."""
-    model_type = config.get("model_type", "")
-    if model_type == "deberta-v2" and task == "masked_lm" and not config.get("legacy", True):
+    family = family_of(config)
+    if family == "deberta-v2" and task == "masked_lm" and not config.get("legacy", True):
         return _DEBERTA_LM
-    return TASK_HEADS.get(model_type, {}).get(task or "")
+    if family == "eurobert" and task == "sequence_classification" and _eurobert_pooling(config) == "late":
+        return _EUROBERT_LATE
+    return TASK_HEADS.get(family, {}).get(task or "")

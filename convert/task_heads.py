@@ -8,7 +8,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from convert.head_table import BLOCK, CLASS_PREFIX, TASK_HEADS, UNUSED_HEADS, Config, HeadMap, find_row
+from convert.head_table import (
+    BLOCK,
+    CLASS_PREFIX,
+    TASK_HEADS,
+    UNUSED_HEADS,
+    Config,
+    HeadMap,
+    family_of,
+    find_row,
+    is_in_transformers,
+)
 from heads import BaseKaggleHead, HeadConfig
 from mlx_bert.encoders import find_encoder
 
@@ -20,6 +30,7 @@ _TASK_OF_ARCHITECTURE = {
     "ForQuestionAnswering": "question_answering",
     "ForMultipleChoice": "multiple_choice",
 }
+_SUFFIXES = {task: suffix for suffix, task in reversed(_TASK_OF_ARCHITECTURE.items())}
 _TASK_OF_HEAD = {
     "multiclass_classification": "sequence_classification",
     "multilabel_classification": "sequence_classification",
@@ -56,8 +67,24 @@ def head_tensors(config: Config, tensor_names: Iterable[str]) -> set[str]:
     row = _row(config)
     if row is None:
         return set()
-    prefixes = (*row.names.values(), *UNUSED_HEADS)
+    prefixes = (*row.names.values(), *row.older.values(), *UNUSED_HEADS)
     return {name for name in tensor_names if name == row.bias or name.rpartition(".")[0] in prefixes}
+
+
+def todays_head_names(config: Config, tensor_names: Iterable[str]) -> dict[str, str]:
+    """Return the name in transformers of each head tensor that is spelled as in the architecture's own code."""
+    row = _row(config)
+    todays = {older: name for name, older in row.older.items()} if row else {}
+    split = {name: name.rpartition(".") for name in tensor_names}
+    return {name: f"{todays[path]}.{suffix}" for name, (path, _, suffix) in split.items() if path in todays}
+
+
+def todays_class(config: Config) -> dict[str, list[str]]:
+    """Return `architectures` with the name of transformers' class, or nothing where it has none."""
+    task = task_of(config)
+    return (
+        {} if find_row(config, task) is None else {"architectures": [CLASS_PREFIX[family_of(config)] + _SUFFIXES[task]]}
+    )
 
 
 def head_from_checkpoint(config: Config, tensor_names: Iterable[str]) -> HeadConfig | None:
@@ -71,16 +98,18 @@ def head_from_checkpoint(config: Config, tensor_names: Iterable[str]) -> HeadCon
         The config of the equal head, or None if the checkpoint is a bare encoder: it names no task that is known here,
         or holds no tensor of the head's own.
     """
-    row, task = _row(config), task_of(config)
+    row, task, tensor_names = _row(config), task_of(config), set(tensor_names)
     present = {name.rpartition(".")[0] for name in tensor_names}
     # A pooler alone does not make a classifier, and a tied decoder has no weight of its own.
     decisive = row.names.get(BLOCK, row.names["output"]) if row else None
-    if row is None or decisive not in present:
+    if row is not None and task == "masked_lm" and BLOCK not in row.names and _is_tied(config, row, tensor_names):
+        decisive = None  # the head is the word embeddings and nothing else
+    if row is None or (decisive is not None and decisive not in present):
         return None
-    return _head_config(config, task, row)
+    return _head_config(config, task, row, tensor_names)
 
 
-def _head_config(config: Config, task: str, row: HeadMap) -> HeadConfig:
+def _head_config(config: Config, task: str, row: HeadMap, tensor_names: Iterable[str] | None = None) -> HeadConfig:
     encoder = find_encoder(config).Config.from_dict(config)
     config = {**encoder.modernise(config), **asdict(encoder)}
     labels = number_of_labels(config)
@@ -88,7 +117,7 @@ def _head_config(config: Config, task: str, row: HeadMap) -> HeadConfig:
         "masked_lm": (
             "text_generation",
             config.get("vocab_size", 1),
-            {"objective": "mlm", "tie_embeddings": _is_tied(config, row)},
+            {"objective": "mlm", "tie_embeddings": _is_tied(config, row, tensor_names)},
         ),
         "token_classification": ("token_classification", labels, {}),
         "question_answering": ("question_answering", 2, {}),
@@ -100,8 +129,10 @@ def _head_config(config: Config, task: str, row: HeadMap) -> HeadConfig:
     )
 
 
-def _is_tied(config: Config, row: HeadMap) -> bool:
-    return row.always_tied or bool(config.get("tie_word_embeddings", True))
+def _is_tied(config: Config, row: HeadMap, tensor_names: Iterable[str] | None = None) -> bool:
+    """Whether the decoder is the word embeddings: what the config says, else what the file lacks."""
+    default = row.tied_by_default or (tensor_names is not None and f"{row.names['output']}.weight" not in tensor_names)
+    return row.always_tied or bool(config.get("tie_word_embeddings", default))
 
 
 def _sequence_kind(config: Config, labels: int) -> tuple[str, int, dict[str, Any]]:
@@ -131,8 +162,9 @@ def head_weights(config: Config, weights: Mapping[str, mx.array]) -> dict[str, m
         ValueError: If the checkpoint names no known task.
     """
     row = _known_row(config)
+    weights = {**weights, **{new: weights[old] for old, new in todays_head_names(config, weights).items()}}
     arrays: dict[str, mx.array] = {}
-    tied = task_of(config) == "masked_lm" and _is_tied(config, row)
+    tied = task_of(config) == "masked_lm" and _is_tied(config, row, weights)
     for path, prefix in row.names.items():
         for suffix in ("weight", "bias", *_OLD_SUFFIXES):
             if f"{prefix}.{suffix}" in weights and not (tied and path == "output"):
@@ -143,6 +175,10 @@ def head_weights(config: Config, weights: Mapping[str, mx.array]) -> dict[str, m
             arrays["decoder_bias"] = own
         elif own is not None:
             arrays.setdefault("output.bias", own)
+    if row.older_has_no_biases:
+        dense = arrays[f"{BLOCK}.weight"]
+        arrays.setdefault(f"{BLOCK}.bias", mx.zeros(dense.shape[:1], dense.dtype))
+        arrays.setdefault("decoder_bias" if tied else "output.bias", mx.zeros((config["vocab_size"],), dense.dtype))
     if task_of(config) == "sequence_classification" and _sequence_kind(config, number_of_labels(config))[2]:
         labels = number_of_labels(config)
         arrays |= {"target_mean": mx.zeros((labels,)), "target_std": mx.ones((labels,))}
@@ -168,23 +204,30 @@ def checkpoint_config(config: Config, head_config: HeadConfig) -> dict[str, Any]
     Raises:
         ValueError: If the architecture has no such head, or only one with other arithmetic.
     """
-    model_type, head_type = config.get("model_type", ""), str(head_config.head_type)
+    model_type, head_type = family_of(config), str(head_config.head_type)
     task = _TASK_OF_HEAD.get(head_type)
+    pooled = task in ("sequence_classification", "multiple_choice")
+    if model_type == "eurobert" and pooled:
+        names = {"cls": "bos", "mean": "mean"}
+        config = {**config, "classifier_pooling": names.get(str(head_config.pooling_type), "late")}
     row = find_row(config, task)
-    if row is None:
+    if row is None or not is_in_transformers(config):
         raise ValueError(
             f"[convert] expected a head of {model_type!r} in transformers but got {head_type!r}, which has no equal "
             "there. Save the model with save_pretrained instead."
         )
-    suffix = next(suffix for suffix, name in _TASK_OF_ARCHITECTURE.items() if name == task)
-    result = {**config, "architectures": [CLASS_PREFIX[model_type] + suffix]}
+    result = {**config, "architectures": [CLASS_PREFIX[model_type] + _SUFFIXES[task]]}
     if task == "sequence_classification":
-        result["problem_type"] = {
+        problem = {
             "regression": "regression",
             "multilabel_classification": "multi_label_classification",
         }.get(head_type, "single_label_classification")
         if head_type == "text_classification" and head_config.output_size == 1:
-            result["problem_type"] = "regression"
+            problem = "regression"
+        # A file with one label that names no problem trains as a regression, but pipelines take the sigmoid of it.
+        scores_one_label = problem == "regression" and number_of_labels({**config, "num_labels": None}) == 1
+        if config.get("problem_type") or not scores_one_label:
+            result["problem_type"] = problem
     if task in ("sequence_classification", "token_classification", "question_answering"):
         labels = head_config.extra.get("num_targets", head_config.output_size)
         if len(result.get("id2label") or {}) != labels:
@@ -193,7 +236,7 @@ def checkpoint_config(config: Config, head_config: HeadConfig) -> dict[str, Any]
         result["num_labels"] = labels
     if task == "masked_lm":
         result["tie_word_embeddings"] = bool(head_config.extra.get("tie_embeddings", False))
-    if model_type == "modernbert" and task in ("sequence_classification", "multiple_choice"):
+    if model_type == "modernbert" and pooled:
         result["classifier_pooling"] = str(head_config.pooling_type)
     mine, theirs = _arithmetic(head_config, task), _arithmetic(_head_config(result, task, row), task)
     if different := sorted(name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]):
@@ -261,7 +304,13 @@ def checkpoint_weights(config: Config, head: BaseKaggleHead) -> dict[str, mx.arr
 def _fold_target_units(arrays: dict[str, mx.array]) -> None:
     scale, shift = arrays.pop("target_std"), arrays.pop("target_mean")
     shift = shift + scale * arrays.pop("output_shift", mx.zeros_like(shift))
+    if "output.bias" not in arrays and mx.any(shift != 0).item():
+        raise ValueError(
+            "[convert] expected targets without an offset, because this class has no bias, but got a mean or a shift "
+            "that is not 0. Save the model with save_pretrained."
+        )
     scale = scale * arrays.pop("output_scale", mx.ones_like(scale))
     weight = arrays["output.weight"]
     arrays["output.weight"] = (weight * mx.expand_dims(scale, 1)).astype(weight.dtype)
-    arrays["output.bias"] = (arrays["output.bias"] * scale + shift).astype(weight.dtype)
+    if "output.bias" in arrays:
+        arrays["output.bias"] = (arrays["output.bias"] * scale + shift).astype(weight.dtype)

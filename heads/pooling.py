@@ -182,20 +182,28 @@ class WeightedMeanPooling(nn.Module):
 
 
 class PoolerPooling(nn.Module):
-    """BERT's pooler: ``activation(W h_0 + b)`` on the first real token.
+    """BERT's pooler: ``activation(W h_0 + b)`` on the first real token, or its mean over all real tokens.
 
     Args:
         dim: Hidden size D.
         activation: Name of an activation (`heads.activations`); BERT uses tanh.
+        tokens: ``"first"`` or ``"all"`` (EuroBERT's late pooling).
     """
 
-    def __init__(self, dim: int, activation: str = "tanh"):
+    def __init__(self, dim: int, activation: str = "tanh", tokens: str = "first"):
         super().__init__()
+        if tokens not in ("first", "all"):
+            raise ValueError(f"[PoolerPooling] expected tokens 'first' or 'all' but got {tokens!r}. Use one.")
+        self.tokens = tokens
         self.dense = truncated_normal_linear(dim, dim)
         self.activation = create_activation(activation)
 
     def __call__(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> mx.array:
-        pooled = self.activation(self.dense(first_pool(hidden_states, attention_mask)))
+        if self.tokens == "all":
+            hidden_states = zero_padding(hidden_states, _check(hidden_states, attention_mask))
+            pooled = mean_pool(self.activation(self.dense(hidden_states)), attention_mask)
+        else:
+            pooled = self.activation(self.dense(first_pool(hidden_states, attention_mask)))
         return pooled.astype(hidden_states.dtype)
 
 

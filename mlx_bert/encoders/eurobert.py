@@ -77,7 +77,10 @@ class Config(EncoderConfig):
 
     @classmethod
     def modernise(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        new = {key: value for key, value in config.items() if key not in ("auto_map", "rope_theta", "rope_scaling")}
+        outdated = ("auto_map", "rope_theta", "rope_scaling", "clf_pooling")
+        new = {key: value for key, value in config.items() if key not in outdated}
+        if config.get("clf_pooling"):  # of the classifiers; the encoder does not read it
+            new.setdefault("classifier_pooling", config["clf_pooling"])
         return {**new, "rope_parameters": rope_parameters(config, THETA)}
 
     @property

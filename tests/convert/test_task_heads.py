@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from convert.head_table import CLASS_PREFIX
 from convert.task_heads import (
     TASK_HEADS,
     checkpoint_config,
@@ -42,7 +43,15 @@ FAMILIES = {
     "distilbert": "DistilBert",
     "electra": "Electra",
     "mpnet": "MPNet",
+    "eurobert": "EuroBert",
+    "gemma3_text": "Gemma3Text",
+    "gte": "Gte",
+    "jina_embeddings_v3": "JinaEmbeddingsV3",
+    "nomic_bert": "NomicBert",
 }
+GEMMA = {"num_key_value_heads": 1, "head_dim": 8, "use_bidirectional_attention": True}
+TASKS = [(family, task) for family in FAMILIES for task in TASK_HEADS[family]]
+WITH_MASKED_LM = [family for family, task in TASKS if task == "masked_lm"]
 VARIANTS = {
     "plain": {},
     "regression": {"problem_type": "regression", "num_labels": 2},
@@ -50,7 +59,7 @@ VARIANTS = {
     "one_label": {"num_labels": 1},
 }
 CASES = [
-    *[(family, task, "plain") for family in FAMILIES for task in SUFFIXES],
+    *[(family, task, "plain") for family, task in TASKS],
     *[(family, "sequence_classification", kind) for family in FAMILIES for kind in VARIANTS if kind != "plain"],
 ]
 
@@ -58,7 +67,8 @@ CASES = [
 def reference(family: str, task: str, **changes):
     """A tiny transformers model in eval mode with weights of standard deviation 0.3."""
     name = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**SIZES, pad_token_id=1, **{"num_labels": 3, **changes})
+    changes = {"num_labels": 3, **(GEMMA if family == "gemma3_text" else {}), **changes}
+    config = getattr(transformers, f"{name}Config")(**SIZES, pad_token_id=1, **changes)
     if task == "question_answering":
         config.num_labels = 2
     torch.manual_seed(7)
@@ -81,6 +91,7 @@ def inputs(task: str):
     shape = (3, 2, 9) if task == "multiple_choice" else (4, 9)
     ids, mask = torch.tensor(rng.integers(5, 60, shape)), torch.ones(shape, dtype=torch.long)
     mask[1, ..., 5:] = 0
+    ids[mask == 0] = 1
     return ids, mask
 
 
@@ -135,7 +146,7 @@ def test_head_equals_transformers_in_both_directions(family, task, kind):
     compare(other, head, task)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_MASKED_LM)
 def test_untied_decoder_is_read_and_written(family):
     model = reference(family, "masked_lm", tie_word_embeddings=False)
     head = read_head(model)
@@ -177,6 +188,13 @@ def test_masked_lm_activation_is_honoured(activation):
         ("electra", "masked_lm", {"hidden_act": "relu", "embedding_size": 12}),
         ("electra", "multiple_choice", {"summary_activation": "tanh"}),
         ("electra", "multiple_choice", {"summary_activation": "linear"}),
+        ("eurobert", "masked_lm", {"tie_word_embeddings": True}),
+        ("eurobert", "masked_lm", {"mlp_bias": True}),
+        ("eurobert", "masked_lm", {"mlp_bias": True, "tie_word_embeddings": True}),
+        ("gte", "masked_lm", {"hidden_act": "relu", "layer_norm_eps": 0.1}),
+        ("jina_embeddings_v3", "masked_lm", {"hidden_act": "relu", "layer_norm_eps": 0.1}),
+        ("nomic_bert", "masked_lm", {"tie_word_embeddings": True}),
+        ("nomic_bert", "masked_lm", {"hidden_act": "gelu", "layer_norm_eps": 0.1}),
     ],
 )
 def test_options_of_other_families_are_honoured(family, task, changes):
@@ -219,9 +237,68 @@ def test_a_discriminator_is_a_bare_encoder():
     assert head_from_checkpoint(config, ["discriminator_predictions.dense.weight"]) is None
 
 
-def test_every_family_has_every_task():
-    for rows in TASK_HEADS.values():
-        assert set(rows) == set(SUFFIXES)
+def test_every_family_has_every_task_that_transformers_has():
+    for family, rows in TASK_HEADS.items():
+        assert set(rows) == {task for task in SUFFIXES if hasattr(transformers, CLASS_PREFIX[family] + SUFFIXES[task])}
+
+
+@pytest.mark.parametrize("pooling", ["bos", "mean", "late"])
+def test_each_pooling_of_eurobert_in_both_directions(pooling):
+    model = reference("eurobert", "sequence_classification", classifier_pooling=pooling)
+    head = read_head(model)
+    compare(model, head, "sequence_classification")
+    bare = {key: value for key, value in model.config.to_dict().items() if key != "classifier_pooling"}
+    config = checkpoint_config(bare | {"architectures": []}, head.config)
+    assert config["classifier_pooling"] == pooling
+    names = {name.removesuffix(".weight") for name in checkpoint_weights(config, head) if name.endswith("weight")}
+    assert names == {"dense", "classifier"}
+
+
+def test_a_pooling_that_eurobert_has_not_is_refused():
+    config = {**SIZES, "model_type": "eurobert", "architectures": ["EuroBertForSequenceClassification"]}
+    with pytest.raises(ValueError, match="expected classifier_pooling 'bos', 'mean' or 'late' but got 'max'"):
+        head_from_checkpoint({**config, "classifier_pooling": "max"}, ["dense.weight", "classifier.weight"])
+    head = HeadConfig("multiclass_classification", 16, 3, pooling_type="max")
+    with pytest.raises(ValueError, match="expected pooling="):
+        checkpoint_config(config, head)
+
+
+def test_a_class_without_bias_takes_no_offset():
+    config = {**SIZES, **GEMMA, "model_type": "gemma3_text", "pad_token_id": 1}
+    head = create_head(HeadConfig("regression", 16, pooling_type="last", output_bias=False))
+    head.set_target_normalization(0.0, 2.0)
+    exported = checkpoint_config(config, head.config)
+    assert exported["architectures"] == ["Gemma3TextForSequenceClassification"]
+    assert mx.array_equal(checkpoint_weights(exported, head)["score.weight"], 2 * head.output.weight)
+    head.set_target_normalization(1.0, 2.0)
+    with pytest.raises(ValueError, match="expected targets without an offset"):
+        checkpoint_weights(exported, head)
+    with pytest.raises(ValueError, match="expected output_bias=False"):
+        checkpoint_config(config, HeadConfig("regression", 16, pooling_type="last"))
+
+
+def test_jina_bert_is_read_but_has_no_class_in_transformers():
+    config = {**SIZES, "model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
+    config["architectures"] = ["JinaBertForSequenceClassification"]
+    head = head_from_checkpoint(config, ["bert.pooler.dense.weight", "classifier.weight"])
+    assert (head.pooling_type, head.output_size) == ("pooler", 2)
+    with pytest.raises(ValueError, match="has no equal there"):
+        checkpoint_config(config, head)
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [
+        ({"id2label": {"0": "LABEL_0"}}, None),
+        ({"id2label": {"0": "LABEL_0"}, "problem_type": "regression"}, "regression"),
+        ({}, "regression"),
+    ],
+)
+def test_one_label_without_a_problem_type_stays_so(own, wanted):
+    config = checkpoint_config(
+        {**SIZES, "model_type": "bert", **own}, HeadConfig("regression", 16, pooling_type="pooler")
+    )
+    assert config.get("problem_type") == wanted
 
 
 def test_dropout_is_read_from_the_config():

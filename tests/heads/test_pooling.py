@@ -14,6 +14,7 @@ VARIANTS = [(name, {}) for name in POOLED] + [
     ("attention", {"score_activation": None}),
     ("weighted_mean", {"position_based": True, "max_length": 16}),
     ("pooler", {"activation": "gelu"}),
+    ("pooler", {"activation": "gelu", "tokens": "all"}),
 ]
 # Rows: nothing padded, right, left, both sides and a hole, padding alone.
 MASK = np.array(
@@ -162,6 +163,13 @@ def test_pooler_is_that_of_bert():
     np.testing.assert_allclose(np.array(ours(states())), expected.numpy(), atol=1e-5)
 
 
+def test_pooler_of_all_tokens_is_the_mean_behind_the_activation():
+    ours = redrawn("pooler", tokens="all")
+    real = np.array(states())[1, :3]
+    expected = np.tanh(real @ np.array(ours.dense.weight).T + np.array(ours.dense.bias)).mean(axis=0)
+    np.testing.assert_allclose(np.array(ours(states(), mx.array(MASK)))[1], expected, atol=1e-5)
+
+
 def test_none_returns_its_input():
     x = states()
     assert create_pooling("none", 8)(x) is x
@@ -183,6 +191,8 @@ def test_errors():
         create_pooling("mean", 8, power=2)
     with pytest.raises(ValueError, match=r"expected score_activation 'tanh' or None but got 'relu'"):
         create_pooling("attention", 8, score_activation="relu")
+    with pytest.raises(ValueError, match=r"expected tokens 'first' or 'all' but got 'last'"):
+        create_pooling("pooler", 8, tokens="last")
     with pytest.raises(ValueError, match=r"expected at most max_length=4 tokens but got 6"):
         create_pooling("weighted_mean", 8, position_based=True, max_length=4)(states())
     with pytest.raises(ValueError, match=r"\[attention_mask\] expected shape \(5, 6\) but got \(5, 5\)"):
