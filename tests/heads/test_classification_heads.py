@@ -64,6 +64,15 @@ def test_binary_losses():
     assert focal.compute_loss(outputs, LABELS).item() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_binary_focal_loss_with_class_weights():
+    logits = mx.array(RNG.normal(size=(6, 1)).astype(np.float32))
+    z, y = as_torch(logits)[:, 0], as_torch(LABELS).float()
+    model = head("binary_classification", loss="focal", class_weights=[1.0, 4.0], focal_gamma=1.0)
+    p = torch.where(y == 1, z.sigmoid(), 1 - z.sigmoid())
+    wanted = (-torch.where(y == 1, 4.0, 1.0) * (1 - p) * p.log()).mean().item()
+    assert model.compute_loss({"logits": logits}, LABELS).item() == pytest.approx(wanted, abs=1e-6)
+
+
 def test_tricks_are_off_by_default():
     assert "temperature" not in head("binary_classification")
     assert head("binary_classification").loss == "bce"
@@ -193,6 +202,8 @@ def test_ensemble_members_pool_for_themselves():
         head("ensemble", num_heads=2, ensemble_size=5)
     with pytest.raises(ValueError, match="ensemble_method"):
         head("ensemble", ensemble_method="vote")
+    with pytest.raises(ValueError, match="use_pooling=True with member_poolings"):
+        head("ensemble", member_poolings=["cls"], use_pooling=False)
 
 
 def test_token_loss_with_weights():

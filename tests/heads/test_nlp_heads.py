@@ -124,6 +124,41 @@ def test_quick_start_of_similarity():
         create_nlp_head(config, D, similarity_function="jaccard")
 
 
+def test_losses_of_pairs():
+    first, second, targets = mx.random.normal((3, 4)), mx.random.normal((3, 4)), mx.array([1.0, 0.0, 1.0])
+    outputs = {"similarity_score": mx.array([0.5, -1.0, 2.0]), "embeddings_1": first, "embeddings_2": second}
+
+    def loss(**options) -> float:
+        return create_nlp_head(task("text_similarity"), D, **options).compute_loss(outputs, targets).item()
+
+    score, y = np.array(outputs["similarity_score"]), np.array(targets)
+    assert loss() == pytest.approx(((score - y) ** 2).mean(), abs=1e-6)
+    bce = np.log1p(np.exp(score)) - y * score
+    assert loss(loss="bce", similarity_function="dot") == pytest.approx(bce.mean(), abs=1e-6)
+    d = np.linalg.norm(np.array(first - second), axis=1)
+    pairs = y * d**2 + (1 - y) * np.maximum(0, 2 - d) ** 2
+    assert loss(loss="pair_contrastive", margin=2.0) == pytest.approx(pairs.mean(), abs=1e-4)
+    a, b = (np.array(x) / np.linalg.norm(np.array(x), axis=1, keepdims=True) for x in (first, second))
+    logits = 20 * a @ b.T
+    wanted = np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)])
+    assert loss(loss="multiple_negatives") == pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(ValueError, match="outputs of pairs"):
+        create_nlp_head(task("text_similarity"), D).compute_loss({"embeddings": first}, targets)
+    with pytest.raises(ValueError, match="bce not with cosine"):
+        loss(loss="bce")
+    with pytest.raises(ValueError, match="output_embeddings=True"):
+        loss(loss="multiple_negatives", output_embeddings=False)
+
+
+def test_inputs_of_several_texts_are_checked():
+    with pytest.raises(ValueError, match=r"pairs \(B, 2, L, D\)"):
+        create_nlp_head(task("text_similarity"), D)(mx.zeros((2, 3, L, D)))
+    with pytest.raises(ValueError, match=r"\(B, N, L, D\) or \(B, N, D\)"):
+        create_nlp_head(task("multiple_choice"), D)(mx.zeros((2, D)))
+    pooled = create_nlp_head(task("multiple_choice"), D)(mx.random.normal((2, 4, D)))
+    assert pooled["logits"].shape == (2, 4)
+
+
 def test_dot_and_learned_similarity():
     config = task("text_similarity", hidden_size=6)
     other = mx.random.normal((2, 3, D))

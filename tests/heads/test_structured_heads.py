@@ -254,6 +254,13 @@ def test_joint_and_greedy_decoding_differ():
     assert greedy(x)["predictions"].tolist() == [6]
 
 
+def test_a_greedy_path_stays_ended():
+    deep = {"a": ["b", "c"], "b": ["d"], "d": ["e"]}
+    model = create_head(HeadConfig("hierarchical", 8, extra={"hierarchy": deep, "decoding": "greedy"}))
+    set_logits(model, [0.0], [0.0, 1.0], [0.0], [0.0])
+    assert model(mx.zeros((1, 8)))["path"].tolist() == [[0, 2, -1, -1]]
+
+
 def test_a_label_trains_all_its_ancestors():
     model = hierarchical(consistency_weight=0.0)
     levels = ([1.0, 0.0], [0.5, 0.2, 3.0], [0.0, 1.0])
