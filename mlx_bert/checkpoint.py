@@ -297,7 +297,10 @@ def read_weights(folder: Path | str) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for path in weight_files(folder):
         header = read_header(path)
-        loaded = mx.load(str(path), format="safetensors")
+        try:
+            loaded = mx.load(str(path), format="safetensors")
+        except RuntimeError as error:  # float64 tensors, metadata that is no text
+            raise ValueError(f"[checkpoint] MLX cannot read {path}: {error}. Convert it: python -m convert.") from None
         for name in header:
             known = normalise_name(name)
             array = loaded.pop(name)
@@ -330,7 +333,12 @@ def ready_folder(source: str | Path, revision: str | None = None) -> Path:
     newest = max((file.stat().st_mtime_ns for file in raw.iterdir()), default=0)
     key = hashlib.sha256(f"{raw.resolve()} {newest}".encode()).hexdigest()[:16]
     cache = Path(os.environ.get("MLX_BERT_CACHE") or "~/.cache/mlx-bert").expanduser() / f"{raw.name}-{key}"
-    return cache if cache.is_dir() else convert(raw, cache)
+    try:
+        return cache if cache.is_dir() else convert(raw, cache)
+    except OSError:
+        if cache.is_dir():  # another process was faster
+            return cache
+        raise
 
 
 def _is_ready(folder: Path) -> bool:

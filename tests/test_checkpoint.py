@@ -143,6 +143,16 @@ def test_missing_weights_say_what_to_do(tmp_path):
         read_weights(tmp_path)
 
 
+def test_what_mlx_cannot_read_is_said(tmp_path):
+    write_raw(
+        tmp_path / "model.safetensors",
+        b'{"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}',
+        b"12345678",
+    )
+    with pytest.raises(ValueError, match="MLX cannot read"):
+        read_weights(tmp_path)
+
+
 def test_old_names_are_read_as_new_ones(tmp_path):
     assert normalise_name("bert.embeddings.LayerNorm.gamma") == "bert.embeddings.LayerNorm.weight"
     assert normalise_name("bert.embeddings.LayerNorm.beta") == "bert.embeddings.LayerNorm.bias"
@@ -226,4 +236,15 @@ def test_ready_folder_converts_older_formats_once(tiny_bert_folder, tmp_path, mo
     assert ready.parent == tmp_path / "cache"
     assert read_weights(ready).keys() == read_weights(tiny_bert_folder).keys()
     assert ready_folder(old) == ready
+
+    import convert
+
+    def too_late(source, output):  # another process converts the same, and is faster
+        ready.rename(output)
+        raise OSError("the folder is there")
+
+    monkeypatch.setattr(convert, "convert", too_late)
+    monkeypatch.setenv("MLX_BERT_CACHE", str(tmp_path / "cache"))
+    (old / "note.txt").write_text("so that the key is another one")
+    assert read_weights(ready_folder(old)).keys() == read_weights(tiny_bert_folder).keys()
     assert len(list((tmp_path / "cache").iterdir())) == 1

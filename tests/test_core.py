@@ -115,6 +115,8 @@ def test_factory_ways(tiny_bert_folder):
         create_bert_core(hidden_sizes=3)
     with pytest.raises(ValueError, match=r"model_type 'gpt2' is not supported. Supported: .*modernbert"):
         create_bert_core(model_type="gpt2")
+    with pytest.raises(ValueError, match=r"model_type \['bert'\] is not supported"):
+        create_bert_core(model_type=["bert"])
     with pytest.raises(ValueError, match="multiple of num_attention_heads but got 32 and 5"):
         create_bert_core(**{**SMALL, "num_attention_heads": 5})
     with pytest.raises(ValueError, match="expected num_hidden_layers to be a positive integer but got 0"):

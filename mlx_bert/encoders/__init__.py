@@ -65,7 +65,7 @@ def find_encoder(config: Mapping[str, Any]) -> ModuleType:
         if module.claims(config):
             return module
     model_type = config.get("model_type")
-    if model_type not in ENCODERS:
+    if not isinstance(model_type, str) or model_type not in ENCODERS:
         raise ValueError(
             f"[encoders] model_type {model_type!r} is not supported. Supported: {', '.join(sorted(ENCODERS))}."
         )
