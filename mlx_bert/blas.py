@@ -18,6 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger("mlx_bert")
@@ -93,3 +96,33 @@ def enable() -> str:
         return "reference"
     logger.info("MLX's CPU matrix products run on %s", openblas.name)
     return "openblas"
+
+
+_lock = threading.Lock()
+_users, _threads_before = 0, 1
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One thread for each product while several CPU streams multiply at a time, lest they wait for each other.
+
+    Concerns OpenBLAS alone, and numpy with it. The last of several users puts the number of threads back.
+    """
+    global _users, _threads_before
+    openblas = _openblas() if sys.platform == "linux" else None
+    if openblas is None:
+        yield
+        return
+    library = ctypes.CDLL(str(openblas))  # the one that numpy and the shim have open
+    with _lock:
+        if _users == 0:
+            _threads_before = library.scipy_openblas_get_num_threads64_()
+            library.scipy_openblas_set_num_threads64_(1)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                library.scipy_openblas_set_num_threads64_(_threads_before)

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "mlx_bert.encoders",
         "mlx_bert.tokenizer",
         "mlx_bert.checkpoint",
+        "mlx_bert.blas",
         "mlx_bert.data",
         "heads",
     ),

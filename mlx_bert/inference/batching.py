@@ -8,11 +8,12 @@ Dimensions: B batch, L tokens.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -20,11 +21,13 @@ from mlx.utils import tree_flatten
 from tokenizers import Encoding
 from tqdm.auto import tqdm
 
+from mlx_bert import blas
 from mlx_bert.tokenizer import Batch, Tokenizer
 
 TOKENS_PER_TEXT = 128  # one of batch_size texts is taken to be this long: the budget is batch_size times it
 WINDOW_BATCHES = 16  # batches tokenised at a time; a larger window pads less, a smaller one starts sooner
 BUCKET = 8  # rows are padded to a multiple of this many tokens
+MAX_STREAMS = 8  # each has a batch in memory
 CACHE_LIMIT = 1 << 30  # bytes of freed buffers that MLX may hoard during a job; its own default is most of the RAM
 
 _device = threading.RLock()  # one thread at a time builds and evaluates: MLX streams are not shared between threads
@@ -68,13 +71,15 @@ def round_up(length: int, bucket: int) -> int:
 def compute_streams() -> list[mx.Stream]:
     """Where batches run, in turn.
 
-    A CPU stream is one thread, and most CPU kernels use one core: two streams, two cores. A GPU runs one batch at a
-    time, on the default stream.
+    A CPU stream is one thread, and most CPU kernels use one core: a stream for each core, with one thread for each
+    matrix product. A GPU runs one batch at a time, on the default stream.
     """
     if mx.default_device() != mx.Device(mx.cpu):
         return [mx.default_stream(mx.default_device())]
     if not hasattr(_own, "streams"):
-        _own.streams = [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        others = range(1, min(cores, MAX_STREAMS))
+        _own.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in others)]
     return _own.streams
 
 
@@ -133,13 +138,18 @@ def run_batches(
         return tokenizer.encode([texts[i] for i in window], second, max_length)
 
     windows = list(_windows(order, size, budget * WINDOW_BATCHES))
-    with bounded_cache(), ThreadPoolExecutor(1) if len(windows) > 1 else nullcontext() as ahead:
+    with ExitStack() as stack:
+        stack.enter_context(bounded_cache())
+        pool = stack.enter_context(ThreadPoolExecutor(1)) if len(windows) > 1 else None
         following = None
         flying: deque[tuple[list[int], Any]] = deque()
         for number, window in enumerate(windows):
             encodings = following.result() if following else tokenise(window)
-            following = ahead.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
-            for turn, rows in enumerate(plan_batches([len(encoding) for encoding in encodings], budget)):
+            following = pool.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
+            plan = plan_batches([len(encoding) for encoding in encodings], budget)
+            if number == 0 and len(windows) + len(plan) > 2:  # a batch alone may have all threads
+                stack.enter_context(blas.single_threaded())
+            for turn, rows in enumerate(plan):
                 chosen = [encodings[row] for row in rows]
                 with _device:
                     streams = compute_streams()

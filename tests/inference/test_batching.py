@@ -1,9 +1,13 @@
 """Batches: every text once, within the budget, little padding; memory back to where it was."""
 
+import ctypes
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+import mlx_bert
+from mlx_bert import blas
 from mlx_bert.inference.batching import BUCKET, bounded_cache, plan_batches, round_up, run_batches
 
 
@@ -81,3 +85,33 @@ def test_memory_is_flat_over_varying_lengths(encoder):
 
     first = calls(5)
     assert calls(60) <= first + 64 * 1024
+
+
+def blas_threads():
+    openblas = blas._openblas()
+    return ctypes.CDLL(str(openblas)).scipy_openblas_get_num_threads64_() if openblas else None
+
+
+@pytest.mark.skipif(mlx_bert.blas_backend != "openblas", reason="numpy's OpenBLAS is not in use")
+def test_products_have_one_thread_while_batches_run_side_by_side(encoder):
+    openblas = ctypes.CDLL(str(blas._openblas()))
+    before = blas_threads()
+    openblas.scipy_openblas_set_num_threads64_(2)
+    try:
+        seen = []
+
+        def forward(batch, encodings):
+            seen.append(blas_threads())
+            return batch.input_ids
+
+        list(run_batches(["one text"], encoder.tokenizer, forward))
+        assert seen == [2]
+        list(run_batches(["one text " * 30] * 3, encoder.tokenizer, forward, batch_size=1))
+        assert seen[1:] == [1, 1]
+        assert blas_threads() == 2
+        outer = blas.single_threaded()
+        with outer, blas.single_threaded():
+            assert blas_threads() == 1
+        assert blas_threads() == 2
+    finally:
+        openblas.scipy_openblas_set_num_threads64_(before)
