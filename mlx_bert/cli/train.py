@@ -8,6 +8,7 @@ examples:
   mlx-bert train --model minilm --train a.jsonl --eval b.jsonl --text-column review --label-column stars \\
       --head ordinal_regression --epochs 8 --learning-rate 1e-4 --patience 2 --output stars-model
   mlx-bert train --model minilm --train big.csv --freeze backbone --output quick-model   (the head alone: seconds)
+  mlx-bert train --model minilm --train big.csv --lora "*.attention.*" --learning-rate 1e-3 --output adapted-model
   mlx-bert train --model minilm --train reviews.csv --output reviews-model --resume       (after an interruption)
 
 A TOML file can hold any of the options, named as below without the dashes (learning-rate = 1e-4); options on the

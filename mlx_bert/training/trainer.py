@@ -128,7 +128,6 @@ class Trainer:
         checkpoint = self._find_checkpoint(resume)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         remove_partial_files(self.output_dir)
-        write_json(self.output_dir / "training_args.json", self.args.to_dict())
         self._began = started
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
@@ -202,6 +201,7 @@ class Trainer:
         if checkpoint:
             self.state = checkpoint.state
             load_model_arrays(self.model, checkpoint.model, "resume")
+        write_json(self.output_dir / "training_args.json", self.args.to_dict())
         mx.eval(self.model.parameters())
         self._call("on_train_begin")
         for number in range(self.state.phase, len(self.phases)):
@@ -257,6 +257,9 @@ class Trainer:
                 self._read_losses()
             if state.update < len(groups):  # what happens at an epoch's end stands below
                 self._between_updates()
+                if self._out_of_patience():
+                    self._read_losses()
+                    return
         self._read_losses()
         state.update = 0
         state.epoch += 1
@@ -294,7 +297,8 @@ class Trainer:
             self._restore_best()
             if is_last and not (self.output_dir / "best_model").exists():  # a kill fell between two renames
                 self._save_model("best_model")
-        state.phase, state.epoch, state.phase_step, state.stale, state.patience_value = state.phase + 1, 0, 0, 0, None
+        state.phase, state.epoch, state.update, state.phase_step = state.phase + 1, 0, 0, 0
+        state.stale, state.patience_value = 0, None
         if is_last:
             (self.output_dir / BEST_STATE).unlink(missing_ok=True)
 
@@ -442,6 +446,10 @@ class Trainer:
         self._save_model("best_model")
 
     def _restore_best(self) -> None:
+        if not (self.output_dir / BEST_STATE).is_file():
+            raise FileExistsError(
+                f"[resume] the run in {self.output_dir} is complete: see best_model and final_model. Nothing to do."
+            )
         best = mx.load(str(self.output_dir / BEST_STATE), format="safetensors")
         load_model_arrays(self.model, best, "best model")
         mx.eval(self.model.parameters())

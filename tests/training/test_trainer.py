@@ -142,6 +142,12 @@ def test_early_stopping_and_min_delta(toy, tmp_path):
     assert result.metrics["loss"] == min(losses)  # any strict improvement is kept, min_delta is for patience alone
 
 
+def test_patience_also_counts_within_an_epoch(toy, tmp_path):
+    args = arguments(tmp_path / "run", learning_rate=0.0, patience=1, eval_every=1, metric="loss", save_every="no")
+    result = Trainer(toy.model(), args, toy.examples(40), toy.examples(9, 1), toy.tokenizer).train()
+    assert (result.steps, result.stopped_early) == (2, True)
+
+
 def test_the_same_seed_gives_the_same_run(toy, tmp_path):
     runs = []
     for number, seed in enumerate((1, 1, 2)):
@@ -213,6 +219,10 @@ def test_what_a_resumed_run_refuses(toy, tmp_path):
         Trainer(toy.model(hidden_sizes=[4]), args, toy.examples(16), tokenizer=toy.tokenizer).train(resume=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Trainer(toy.model(), args, toy.examples(16), tokenizer=toy.tokenizer).train(resume=tmp_path / "nothing")
+    args = arguments(tmp_path / "done", epochs=1)
+    Trainer(toy.model(), args, toy.examples(16), toy.examples(9, 1), toy.tokenizer).train()
+    with pytest.raises(FileExistsError, match=r"the run in .*done is complete"):
+        Trainer(toy.model(), args, toy.examples(16), toy.examples(9, 1), toy.tokenizer).train(resume=True)
 
 
 def test_checkpoints_by_updates_and_how_many_are_kept(toy, tmp_path):
