@@ -22,6 +22,8 @@ _PUBLIC = {
     "create_bert_from_dataset": "mlx_bert.factory",
     "create_bert_with_head": "mlx_bert.factory",
     "create_model": "mlx_bert.factory",
+    "JointIntentNER": "mlx_bert.joint",
+    "train_joint": "mlx_bert.joint",
     "BertWithHead": "mlx_bert.model",
     "Batch": "mlx_bert.tokenizer",
     "Tokenizer": "mlx_bert.tokenizer",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         create_model,
     )
     from mlx_bert.inference.encode import SentenceEncoder
+    from mlx_bert.joint import JointIntentNER, train_joint
     from mlx_bert.model import BertWithHead
     from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
     from mlx_bert.mtl_training import MTLTrainer

@@ -57,6 +57,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mlx_bert.multihead_config": (),
     "mlx_bert.bpe": ("mlx_bert.tokenizer", "mlx_bert.checkpoint"),
+    "mlx_bert.joint": (
+        "mlx_bert.training",
+        "mlx_bert.inference",
+        "mlx_bert.core",
+        "mlx_bert.tokenizer",
+        "mlx_bert.checkpoint",
+        "mlx_bert.data",
+        "heads",
+    ),
     "mlx_bert.mtl_data": ("mlx_bert.tokenizer", "mlx_bert.checkpoint", "mlx_bert.data"),
     "mlx_bert.mtl": (
         "mlx_bert.mtl_data",

@@ -424,6 +424,11 @@ def test_defaults_of_training(tiny_bert_folder, tmp_path):
     assert history["val_metrics"] == []
     assert [epoch["topic_accuracy"] >= 0 for epoch in history["train_metrics"]] == [True, True]
     assert {path.name for path in tmp_path.glob("checkpoint_*")} == {"checkpoint_1", "checkpoint_2"}
+    rows_of_text = [
+        {"text": text, "topic": topic, "sentiment": sentiment}
+        for text, topic, sentiment in zip(SENTENCES, [0, 1, None, 2], [None, 0, 1, 2], strict=True)
+    ]
+    assert trainer.evaluate(data) == pytest.approx(trainer.evaluate(rows_of_text), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +459,16 @@ def test_what_trains(options, tiny_bert_folder, tmp_path):
     layers = {name.split(".layers.")[1][0] for name in changed if ".layers." in name}
     assert layers == {"backbone": set(), "1": {"1"}}.get(settings.get("freeze"), {"0", "1"})
     assert not any("pooler" in name and name.startswith("bert") for name in changed)
+
+
+def test_frozen_encoders_of_their_own_are_not_confused(tiny_bert_folder, tmp_path):
+    model = new_model(tiny_bert_folder, tasks=TASKS, sharing="soft")
+    twin = model.bert.twins["colour"]
+    twin.load_weights_from({name: array * 1.1 for name, array in twin.weights_on_disk().items()})
+    settings = {**FAST, "output_dir": str(tmp_path), "epochs": 1, "freeze": "backbone"}
+    trainer = MTLTrainer(model, settings, evaluate_train=False)
+    (during,) = trainer.train(rows(16), rows(12, 50))["val_metrics"]
+    assert trainer.evaluate(rows(12, 50)) == pytest.approx(during, abs=1e-5)
 
 
 def test_soft_sharing_pulls_the_encoders_together(tiny_bert_folder, tmp_path):

@@ -1,0 +1,224 @@
+"""JointIntentNER: the intent of a sentence and the tags of its words."""
+
+import json
+import random
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from mlx.utils import tree_flatten
+
+from mlx_bert.bpe import ByteLevelBPE
+from mlx_bert.core import BertCore
+from mlx_bert.encoders.compact import Config
+from mlx_bert.joint import JointCollator, JointIntentNER, JointObjective, joint_examples, train_joint
+from mlx_bert.tokenizer import Tokenizer
+
+CITIES, TIMES = ["rome", "são paulo", "kyoto", "oslo"], ["noon", "6pm", "7am"]
+TAGS = ["O", "city", "time"]
+FAST = {"batch_size": 8, "progress": False, "save_every": "no", "learning_rate": 3e-3, "head_learning_rate": 1e-2}
+
+
+def rows(count: int, seed: int = 0) -> list[dict]:
+    rng = random.Random(seed)
+    made = []
+    for number in range(count):
+        city, time = rng.choice(CITIES), rng.choice(TIMES)
+        if number % 2:
+            text, tags = f"play music at {time}", ["O", "O", "O", "time"]
+        else:
+            text, tags = f"fly to {city} by {time}", ["O", "O", *["city"] * len(city.split()), "O", "time"]
+        made.append({"text": text, "intent": ("fly", "play")[number % 2], "tags": tags})
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("bpe")
+    ByteLevelBPE.train([row["text"] for row in rows(40)], 300).save_pretrained(folder, max_length=64)
+    return Tokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def compact(tokenizer):
+    """A maker of equal models on a small encoder."""
+
+    def build(**options) -> JointIntentNER:
+        mx.random.seed(5)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = Config(
+            vocab_size=300, pad_token_id=tokenizer.pad_id, projection_size=8, max_position_embeddings=64, **sizes
+        )
+        model = JointIntentNER(BertCore(config), tokenizer, ["fly", "play"], TAGS, **options)
+        mx.eval(model.parameters())
+        return model
+
+    return build
+
+
+def batch_of(model, made) -> dict:
+    return JointCollator(model.tokenizer.pad_id)(joint_examples(model, made))
+
+
+def test_outputs(compact):
+    model = compact()
+    batch = batch_of(model, rows(5))
+    outputs = model(batch["input_ids"], batch["attention_mask"])
+    assert outputs["intent_logits"].shape == (5, 2)
+    assert outputs["ner_logits"].shape == (5, batch["input_ids"].shape[1], 3)
+    assert model.intent_head.weight.shape == (2, 8)  # on the projected first token
+    assert len(model.ner_head.rnn.forward_layers) == len(model.ner_head.rnn.backward_layers) == 2
+    assert model.ner_head.rnn.forward_layers[0].Wh.shape == (4 * 8, 8)
+    encoded = model.bert(batch["input_ids"], batch["attention_mask"])
+    assert np.allclose(outputs["intent_logits"], model.intent_head(encoded.pooler_output), atol=1e-6)
+    raw = compact(sentence="cls")
+    assert raw.intent_head.weight.shape == (2, 16)
+    encoded = raw.bert(batch["input_ids"], batch["attention_mask"])
+    wanted = raw.intent_head(encoded.cls_output)
+    assert np.allclose(raw(batch["input_ids"], batch["attention_mask"])["intent_logits"], wanted, atol=1e-6)
+
+
+def test_padding_changes_nothing(compact):
+    model = compact()
+    batch = batch_of(model, rows(4))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    wide = mx.pad(ids, ((0, 0), (0, 9)), constant_values=7), mx.pad(mask, ((0, 0), (0, 9)))
+    for name, array in model(*wide).items():
+        wanted = model(ids, mask)[name]
+        real = mask if name == "ner_logits" else mx.ones((4,), mx.bool_)
+        assert np.allclose(np.array(array)[:, : ids.shape[1]][np.array(real)] if name == "ner_logits" else array,
+                           np.array(wanted)[np.array(real)], atol=1e-5)  # fmt: skip
+
+
+def test_loss_equals_torch(compact):
+    model = compact()
+    batch = batch_of(model, rows(6))
+    objective = JointObjective()
+    outputs = objective.forward(model, batch)
+    loss, weight = objective.loss(model, outputs, batch)
+    to_torch = lambda array: torch.tensor(np.array(array))  # noqa: E731
+    cross_entropy = torch.nn.functional.cross_entropy
+    intent = cross_entropy(to_torch(outputs["intent_logits"]), to_torch(batch["labels"]["intent"]).long())
+    ner = cross_entropy(
+        to_torch(outputs["ner_logits"]).flatten(0, 1),
+        to_torch(batch["labels"]["tags"]).long().flatten(),
+        weight=torch.tensor([1.0, 3.0, 3.0]),
+    )
+    assert loss.item() == pytest.approx((intent + ner).item(), abs=1e-5)
+    assert weight.item() == 6
+
+
+def test_metrics_of_a_known_case(compact):
+    model = compact()
+    tags = np.array([[-100, 0, 1, 1, 1, 0, 2], [-100, 2, 2, 0, -100, -100, -100]])
+    starts = np.array([[0, 1, 1, 0, 1, 1, 1], [0, 1, 0, 1, 0, 0, 0]])
+    guessed = np.array([[0, 0, 1, 2, 1, 0, 0], [0, 2, 0, 0, 1, 1, 1]])
+    labels = {"intent": mx.array([0, 1]), "tags": mx.array(tags), "starts": mx.array(starts)}
+    outputs = {"intent_logits": mx.array([[1.0, 0], [1, 0]]), "ner_logits": mx.array(np.eye(3)[guessed])}
+    found = JointObjective().metrics(model, outputs, labels)
+    assert found["intent_accuracy"] == 0.5
+    assert found["ner_accuracy"] == pytest.approx(6 / 9)
+    assert found["entity_precision"] == 1.0  # of whole entities, by the first token of each word: city city, time
+    assert found["entity_recall"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "layers", "still"),
+    [
+        ("backbone", None, {"intent_head", "ner_head"}),
+        ("backbone", 1, {"bert 1", "bert", "intent_head", "ner_head"}),
+        ("intent", None, {"bert 0", "bert 1", "bert", "ner_head"}),
+        ("ner", None, {"bert 0", "bert 1", "bert", "intent_head"}),
+    ],
+)
+def test_what_trains(part, layers, still, compact, tmp_path):
+    model = compact()
+    model.freeze(part, num_layers=layers)
+    before = dict(tree_flatten(model.parameters()))
+    train_joint(model, rows(16), args={**FAST, "output_dir": str(tmp_path), "epochs": 1})
+    changed = set()
+    for name, array in tree_flatten(model.parameters()):
+        if not mx.array_equal(array, before[name]):
+            layer = name.split(".layers.")[1][0] if name.startswith("bert") and ".layers." in name else ""
+            changed.add(f"{name.split('.')[0]} {layer}".strip())
+    assert changed == still
+
+
+def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):
+    model = compact()
+    batch = batch_of(model, rows(6))
+    objective = JointObjective()
+    outputs = objective.forward(model, batch)
+    each = objective.losses(model, outputs, batch["labels"])
+    model.freeze("ner")
+    assert objective.loss(model.train(), outputs, batch)[0].item() == pytest.approx(each["intent"].item())
+    assert objective.loss(model.eval(), outputs, batch)[0].item() == pytest.approx(sum(each.values()).item())
+    assert not model.train().is_frozen("backbone")
+    assert model.bert.training
+    model.freeze("backbone")
+    assert not model.train().bert.training
+    model.freeze("all")
+    with pytest.raises(ValueError, match="all are frozen"):
+        train_joint(model, rows(8), args={**FAST, "output_dir": str(tmp_path), "epochs": 1})
+    model.unfreeze()
+    assert not any(model.is_frozen(name) for name in ("backbone", "intent", "ner"))
+
+
+def test_it_learns_saves_and_loads(compact, tmp_path):
+    model = compact()
+    rates = {"learning_rate": 1e-2, "head_learning_rate": 2e-2, "batch_size": 4}
+    args = {**FAST, **rates, "output_dir": str(tmp_path), "epochs": 6}
+    result = train_joint(model, rows(64), rows(20, seed=1), args)
+    assert result.metrics["intent_accuracy"] == 1
+    assert result.metrics["entity_f1"] > 0.9
+    record = result.history["epochs"][0]
+    assert {"eval_intent_loss", "eval_ner_loss", "eval_ner_accuracy", "eval_entity_f1"} <= record.keys()
+    texts = ["fly to  são paulo by noon", "", "play music at 6pm"]
+    found = model.predict(texts)
+    assert found[0]["intent"] == "fly"
+    assert found[0]["words"] == ["fly", "to", "são", "paulo", "by", "noon"]
+    assert found[0]["tags"] == ["O", "O", "city", "city", "O", "time"]
+    assert (found[1]["words"], found[1]["tags"]) == ([], [])
+    assert (found[2]["intent"], found[2]["tags"]) == ("play", ["O", "O", "O", "time"])
+    assert model.predict(texts[2])[0]["confidence"] == pytest.approx(found[2]["confidence"], abs=1e-5)
+    again = JointIntentNER.from_pretrained(tmp_path / "best_model")
+    assert [item["tags"] for item in again.predict(texts)] == [item["tags"] for item in found]
+    assert (again.intents, again.tags, again.sentence) == (model.intents, TAGS, "pooler")
+    assert model.predict([]) == []
+    assert model.predict("fly " * 80)[0]["tags"][-1] == "O"  # cut off
+
+
+def test_defaults_of_training(compact, tmp_path):
+    train_joint(compact(), rows(8), args={"output_dir": str(tmp_path), "epochs": 1, "progress": False})
+    args = json.loads((tmp_path / "training_args.json").read_text())
+    wanted = {"learning_rate": 5e-5, "head_learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 32}
+    assert wanted.items() <= args.items()
+    assert (args["schedule"], args["max_grad_norm"], args["optimizer"]) == ("cosine_per_epoch", 1.0, "adamw")
+
+
+def test_any_encoder_is_a_backbone(tiny_bert_folder):
+    model = JointIntentNER(
+        BertCore.from_pretrained(tiny_bert_folder), Tokenizer.from_pretrained(tiny_bert_folder), ["a", "b"], TAGS
+    )
+    assert model.intent_head.weight.shape == (2, 32)
+    (found,) = model.predict("the very good movie, walking")
+    assert len(found["tags"]) == len(found["words"]) == 5
+
+
+def test_wrong_use(compact):
+    with pytest.raises(ValueError, match="expected sentence to be one of pooler, cls but got 'mean'"):
+        compact(sentence="mean")
+    model = compact()
+    with pytest.raises(ValueError, match="expected part to be one of all, backbone, intent, ner but got 'head'"):
+        model.freeze("head")
+    with pytest.raises(ValueError, match="expected num_layers from 1 to 2, with part 'backbone', but got 3"):
+        model.freeze("backbone", num_layers=3)
+    with pytest.raises(ValueError, match="unknown label 'swim'"):
+        joint_examples(model, [{"text": "a", "intent": "swim", "tags": ["O"]}])
+    with pytest.raises(ValueError, match="expected the tag 'O' among city"):
+        JointIntentNER(model.bert, None, ["a"], ["city"])
+    model.tokenizer = None
+    for call in (lambda: model.predict("a"), lambda: joint_examples(model, [])):
+        with pytest.raises(ValueError, match="expected a tokenizer but the model has none"):
+            call()
