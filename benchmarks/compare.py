@@ -84,7 +84,7 @@ def ours(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) -> dic
     engines = {"mlx-bert": run()}
     if mx.default_device().type == mx.DeviceType.cpu:
         engines["without CPU GELU and softmax"] = run(lambda: mock.patch.object(cpu, "suits", return_value=False))
-        engines["on one CPU stream"] = run(one_stream)
+        engines["on one CPU stream, one core"] = run(one_stream)
     engines["unsorted, as they come"] = lambda: unsorted(encoder, texts, batch_size)
     return engines
 

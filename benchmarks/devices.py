@@ -70,6 +70,7 @@ class Machine:
         versions: of Python and the libraries that matter.
         blas: what multiplies matrices on the CPU; see :func:`mlx_bert.blas.enable`.
         blas_threads: ``OPENBLAS_NUM_THREADS``, or None when not set.
+        load_average: of the last minute, this process included: well above ``cores`` means that others worked too.
     """
 
     device: str
@@ -83,6 +84,7 @@ class Machine:
     versions: dict[str, str]
     blas: str
     blas_threads: str | None
+    load_average: float
 
 
 def _output(*command: str) -> str:
@@ -161,4 +163,5 @@ def this_machine() -> Machine:
         versions=library_versions(),
         blas=mlx_bert.blas_backend,
         blas_threads=os.environ.get("OPENBLAS_NUM_THREADS"),
+        load_average=round(os.getloadavg()[0], 1),
     )

@@ -43,6 +43,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         + (f", {machine['gpu_cores']} GPU cores" if machine["gpu_cores"] else "")
         + (f", on {machine['power']}" if machine["power"] else "")
         + f"; BLAS {machine['blas']}, threads {machine['blas_threads'] or 'as installed'}.",
+        *_busy(machine),
         ", ".join(f"{name} {number}" for name, number in machine["versions"].items()) + ".",
         f"`{result['command']}`, {result['date']}.",
     ]
@@ -54,6 +55,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     if note := result.get("note"):
         lines.append(note)
     return "\n".join([*lines, "", table(result["rows"])])
+
+
+def _busy(machine: Mapping[str, Any]) -> list[str]:
+    """A warning if others used the machine: then only ratios within a round mean something."""
+    if machine["load_average"] < 2 * machine["cores"]:
+        return []
+    return [
+        f"**Other programs were running** (load average {machine['load_average']} on {machine['cores']} cores): "
+        "figures are too low, only ratios compare."
+    ]
 
 
 def table(rows: Sequence[Row]) -> str:

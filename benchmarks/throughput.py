@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
 from benchmarks.models import find_model, label
 from benchmarks.timing import rounds
+from mlx_bert import blas
 from mlx_bert.inference.batching import compute_streams, run_batches
 from mlx_bert.inference.encode import SentenceEncoder
 
@@ -34,7 +37,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result."""
     encoder = SentenceEncoder.from_pretrained(find_model(args.model), dtype=args.dtype)
-    dtype = encoder.core.encoder.parameters()["layers"][0]["mlp_norm"]["weight"].dtype
+    parameters = [array for _, array in tree_flatten(encoder.core.encoder.parameters())]
+    dtype = next(array.dtype for array in parameters if mx.issubdtype(array.dtype, mx.floating))
     before = roofline.measure(encoder.core.config, dtype=dtype)
     texts = ragged_texts(args.texts)
     rows = [ragged(encoder, texts, args.batch_size, args.rounds)]
@@ -89,7 +93,8 @@ def fixed(encoder: SentenceEncoder, batch: int, length: int, count: int) -> dict
 
     mx.clear_cache()
     mx.reset_peak_memory()
-    taken = statistics.median(rounds(call, count))
+    with blas.single_threaded() if len(streams) > 1 else nullcontext():
+        taken = statistics.median(rounds(call, count))
     return _row(encoder, f"{batch} x {length}", [length] * batch * len(streams), taken, 0.0)
 
 

@@ -247,12 +247,65 @@ class FeatureExtraction(Pipeline):
         return states[0] if isinstance(inputs, str) else states
 
 
+class ZeroShotClassification(Pipeline):
+    """Labels that the model was never trained on, by asking a model of entailment."""
+
+    def __call__(
+        self,
+        sequences: str | Sequence[str],
+        candidate_labels: str | Sequence[str],
+        *,
+        hypothesis_template: str = "This example is {}.",
+        multi_label: bool = False,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Classify.
+
+        Args:
+            sequences: one text or several.
+            candidate_labels: names, or one string of names with commas between.
+            hypothesis_template: what is asked of each label, ``{}`` standing for it.
+            multi_label: several labels may hold: each is scored for itself, entailed against contradicted. Otherwise
+                the scores of a text's labels add up to 1.
+
+        Returns:
+            ``{"sequence", "labels", "scores"}``, the likeliest label first; a list of these for several texts.
+
+        Raises:
+            ValueError: no labels, or a template without ``{}``.
+        """
+        texts = [sequences] if isinstance(sequences, str) else list(sequences)
+        labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else candidate_labels
+        labels = [stripped for label in labels if (stripped := label.strip())]
+        if not labels or "{}" not in hypothesis_template:
+            raise ValueError(
+                "[pipeline] expected candidate_labels, and a hypothesis_template with {} for the label, but got "
+                f"{candidate_labels!r} and {hypothesis_template!r}."
+            )
+        names = {name.lower(): index for index, name in (self.model.id2label or {}).items()}
+        entailment = next((index for name, index in names.items() if name.startswith("entail")), -1)
+        contradiction = -1 if entailment == 0 else 0
+        hypotheses = [hypothesis_template.replace("{}", label) for label in labels]
+        runs = self._run([text for text in texts for _ in labels], self._logits, hypotheses * len(texts))
+        logits = np.stack([row for row, _ in runs]).reshape(len(texts), len(labels), -1) if runs else []
+        results = []
+        for text, each in zip(texts, logits, strict=True):
+            if multi_label or len(labels) == 1:
+                scores = apply_function(each[:, [contradiction, entailment]], "softmax")[:, 1]
+            else:
+                scores = apply_function(each[:, entailment], "softmax")
+            order = np.argsort(-scores, kind="stable")
+            found = {"labels": [labels[i] for i in order], "scores": [float(scores[i]) for i in order]}
+            results.append({"sequence": text, **found})
+        return results[0] if isinstance(sequences, str) else results
+
+
 PIPELINES: dict[str, type[Pipeline]] = {
     "text-classification": TextClassification,
     "sentiment-analysis": TextClassification,
     "token-classification": TokenClassification,
     "ner": TokenClassification,
     "fill-mask": FillMask,
+    "zero-shot-classification": ZeroShotClassification,
     "feature-extraction": FeatureExtraction,
 }
 

@@ -141,6 +141,9 @@ def test_prompts(build_folder, include_prompt, mode):
 def test_prompts_make_a_difference(build_folder):
     model = SentenceEncoder.from_pretrained(build_folder([MEAN], model=PROMPTS))
     assert np.abs(model.encode_query(TEXTS) - model.encode_document(TEXTS)).max() > 0.01
+    np.testing.assert_allclose(
+        model.encode_query(TEXTS), model.encode([f"query: {t}" for t in TEXTS], prompt=""), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])

@@ -118,6 +118,20 @@ def test_fill_mask(tmp_path):
         ours("a [MASK]", targets=["good", "quark"])
 
 
+@pytest.mark.parametrize("names", [["contradiction", "neutral", "entailment"], ["ENTAILMENT", "neutral", "no"]])
+def test_zero_shot(tmp_path, names):
+    ids = dict(enumerate(names))
+    swapped = {name: number for number, name in ids.items()}
+    folder = save(tmp_path, "ForSequenceClassification", num_labels=3, id2label=ids, label2id=swapped)
+    ours, reference = pipeline("zero-shot-classification", folder), theirs("zero-shot-classification", folder)
+    for texts in (TEXTS[0], TEXTS[:3]):
+        for labels in ("good, bad,awful", ["film", "food"], ["dog"]):
+            for options in ({}, {"multi_label": True}, {"hypothesis_template": "it is {}"}):
+                assert_alike(ours(texts, labels, **options), reference(texts, labels, **options))
+    with pytest.raises(ValueError, match=r"expected candidate_labels, and a hypothesis_template with \{\}"):
+        ours(TEXTS[0], [], hypothesis_template="it is {}")
+
+
 def test_feature_extraction(tmp_path):
     folder = save(tmp_path, "Model")
     ours, reference = pipeline("feature-extraction", folder), theirs("feature-extraction", folder)
