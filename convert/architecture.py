@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from convert.task_heads import todays_head_names
+from convert.task_heads import todays_head_names, zero_biases
 from mlx_bert.checkpoint import TensorEntry
 from mlx_bert.encoders import CLAIMANTS, find_encoder
 from mlx_bert.encoders.base import NameMap
@@ -130,12 +130,13 @@ def check_tensors(
         native = _renamed(names, prefix, {name: entries[own[name]] for name in own.keys() - fitted.unused_tensors})
         todays = {name: name for name in others} | todays_head_names(config, others)
         kept = {**native, **{new: replace(entries[name], name=new) for name, new in todays.items()}}
-        native_own, _ = names.split(kept)
+        kept |= zero_biases(config, kept)
+        native_own, native_others = names.split(kept)
         _compare(config, wanted, native_own, kept, fitted.unused_tensors)
         reduced = sum(entry.nbytes for entry in native.values()) < sum(entries[name].nbytes for name in own.values())
         renamed = always_rename or not reduced
         if renamed:
-            own, others = native_own, list(todays.values())
+            own, others = native_own, native_others
         else:
             kept, reduced = dict(entries), False
     else:

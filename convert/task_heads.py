@@ -20,6 +20,7 @@ from convert.head_table import (
     is_in_transformers,
 )
 from heads import BaseKaggleHead, HeadConfig
+from mlx_bert.checkpoint import TensorEntry, entries_of
 from mlx_bert.encoders import find_encoder
 
 _TASK_OF_ARCHITECTURE = {
@@ -77,6 +78,22 @@ def todays_head_names(config: Config, tensor_names: Iterable[str]) -> dict[str, 
     todays = {older: name for name, older in row.older.items()} if row else {}
     split = {name: name.rpartition(".") for name in tensor_names}
     return {name: f"{todays[path]}.{suffix}" for name, (path, _, suffix) in split.items() if path in todays}
+
+
+def zero_biases(config: Config, entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the biases that transformers' class has and the architecture's own code had not, if any: zeros."""
+    row = _row(config)
+    dense = entries.get(f"{row.names[BLOCK]}.weight") if row and row.older_has_no_biases else None
+    if dense is None:
+        return {}
+    sizes = {f"{row.names[BLOCK]}.bias": dense.shape[0], row.bias: _vocabulary(config)}
+    zeros = [mx.zeros((size,), dense.dtype) for size in sizes.values()]
+    new = entries_of({name: array for name, array in zip(sizes, zeros, strict=True) if name not in entries})
+    return {entry.name: entry for entry in new}
+
+
+def _vocabulary(config: Config) -> int:
+    return find_encoder(config).Config.from_dict(config).vocab_size
 
 
 def todays_class(config: Config) -> dict[str, list[str]]:
@@ -178,7 +195,7 @@ def head_weights(config: Config, weights: Mapping[str, mx.array]) -> dict[str, m
     if row.older_has_no_biases:
         dense = arrays[f"{BLOCK}.weight"]
         arrays.setdefault(f"{BLOCK}.bias", mx.zeros(dense.shape[:1], dense.dtype))
-        arrays.setdefault("decoder_bias" if tied else "output.bias", mx.zeros((config["vocab_size"],), dense.dtype))
+        arrays.setdefault("decoder_bias" if tied else "output.bias", mx.zeros((_vocabulary(config),), dense.dtype))
     if task_of(config) == "sequence_classification" and _sequence_kind(config, number_of_labels(config))[2]:
         labels = number_of_labels(config)
         arrays |= {"target_mean": mx.zeros((labels,)), "target_std": mx.ones((labels,))}
