@@ -233,6 +233,11 @@ class BertWithHead(nn.Module):
         from convert import task_heads  # the one way up: Hugging Face's head names are convert's knowledge
 
         config = read_json(folder / CONFIG)
+        if activation := _cross_encoder_activation(folder):
+            config["sentence_transformers"] = {
+                **(config.get("sentence_transformers") or {}),
+                "activation_fn": activation,
+            }
         weights = read_weights(folder)
         bert = BertCore(config)
         own, others = bert.names.split(weights)
@@ -252,6 +257,12 @@ class BertWithHead(nn.Module):
         _load_head(head, task_heads.head_weights(config, floating), dtype)
         bert.load_weights_from({name: weights.pop(stored) for name, stored in own.items()}, dtype)
         return cls(bert, head, id2label=config.get("id2label"))
+
+
+def _cross_encoder_activation(folder: Path) -> str | None:
+    """What newer folders of sentence-transformers say beside ``config.json``, where older ones and ours say it."""
+    path = folder / "config_sentence_transformers.json"
+    return read_json(path).get("activation_fn") if path.is_file() else None
 
 
 def _flatten(array: mx.array | None) -> mx.array | None:

@@ -19,7 +19,7 @@ from mlx_bert.checkpoint import CONFIG, float_dtype, read_json, ready_folder
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.sentence_modules import ACTIVATIONS
 from mlx_bert.inference.settings import MODEL, read_module_list
-from mlx_bert.model import METADATA, BertWithHead
+from mlx_bert.model import ENCODER_FOLDER, METADATA, BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
 
 logger = logging.getLogger("mlx_bert")
@@ -194,6 +194,8 @@ def find_activation(name: str | Activation | None) -> Activation | None:
 def stored_activation(folder: Path) -> str | None:
     """The activation that a folder asks for, or None. Code of a model's own is not run: its default counts then."""
     found = None
+    if (folder / METADATA).is_file():  # a folder that we fine-tuned keeps the encoder's config apart
+        folder = folder / ENCODER_FOLDER
     for place in (MODEL, CONFIG):
         config = read_json(folder / place) if (folder / place).is_file() else {}
         nested = config.get("sentence_transformers")
