@@ -95,6 +95,21 @@ def test_head_config_round_trip_and_aliases():
     assert (other.dropout_prob, other.activation, other.extra) == (0.4, "relu", {"loss": "focal"})
 
 
+def test_every_field_survives_the_round_trip():
+    plain = HeadConfig("custom", 8).to_dict()
+    other = {bool: lambda x: not x, int: lambda x: x + 1, float: lambda x: x + 0.25, dict: lambda x: {"key": [1.5]}}
+    special = {
+        "head_type": "other", "activation": "mish", "pooling_type": "max", "normalization_type": "rms_norm",
+        "attention_type": "fnet", "ffn_type": "glu", "hidden_sizes": [4], "class_weights": [1.0, 2.0], "ffn_size": 3,
+        "competition_metric": "auc", "name": "mine",
+    }  # fmt: skip
+    changed = {key: special[key] if key in special else other[type(value)](value) for key, value in plain.items()}
+    assert all(changed[key] != value for key, value in plain.items())
+    config = HeadConfig.from_dict(json.loads(json.dumps(changed)))
+    assert config.to_dict() == changed
+    assert HeadConfig.from_dict(config.to_dict()) == config.replace() == config
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

@@ -292,6 +292,16 @@ def test_tied_decoder_and_selected_positions():
         create_nlp_head(task("masked_language_modeling"), D)(HIDDEN, embeddings=table)
 
 
+def test_the_mask_follows_the_selected_positions():
+    config = task("masked_language_modeling", dropout_rate=0.0)
+    head = create_nlp_head(config, D, normalization_type="batch_norm")
+    positions = mx.array([[0, 3], [1, 4]])  # the last one is padding
+    found = head(HIDDEN, MASK, positions=positions)["logits"]
+    real = mx.stack([HIDDEN[0, 0], HIDDEN[0, 3], HIDDEN[1, 1]])
+    wanted = head(mx.expand_dims(real, 0))["logits"][0]
+    np.testing.assert_allclose(np.array(found).reshape(4, -1)[:3], np.array(wanted), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for names in DISPATCH.values() for name in names.split()])
 def test_recommended_options_run(name):
     options = NLPHeadConfiguration.get_default_config(name.lower())
