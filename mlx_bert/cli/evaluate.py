@@ -111,11 +111,11 @@ def print_report(report: dict[str, Any]) -> None:
 
 def _print_confusion(confusion: list[list[int]], names: list[str]) -> None:
     if len(names) <= SHOWN_CLASSES:
-        width = max(6, *(len(name) for name in names))
-        print("\nconfusion matrix: rows are true, columns predicted")
-        print(" " * width + "".join(f"  {name:>{width}}" for name in names))
-        for name, row in zip(names, confusion, strict=True):
-            print(f"{name:<{width}}" + "".join(f"  {count:>{width}}" for count in row))
+        width, cell = max(len(name) for name in names), max(4, *(len(str(n)) for row in confusion for n in row))
+        print("\nconfusion matrix: rows are true, columns predicted, numbered as the rows")
+        print(" " * (width + 4) + "".join(f"  {number:>{cell}}" for number in range(1, len(names) + 1)))
+        for number, (name, row) in enumerate(zip(names, confusion, strict=True), 1):
+            print(f"{number:>2}  {name:<{width}}" + "".join(f"  {count:>{cell}}" for count in row))
         return
     pairs = [
         (count, true, found) for true, row in enumerate(confusion) for found, count in enumerate(row) if true != found
