@@ -32,7 +32,11 @@ _PUBLIC = {
     "MTLDataProcessor": "mlx_bert.mtl",
     "MTLTrainer": "mlx_bert.mtl_training",
     "SentenceTransformerMTL": "mlx_bert.mtl",
+    "CrossEncoder": "mlx_bert.inference.cross_encoder",
     "SentenceEncoder": "mlx_bert.inference.encode",
+    "pipeline": "mlx_bert.inference.pipelines",
+    "TextPredictor": "mlx_bert.inference.predict",
+    "EnhancedTrainer": "mlx_bert.training.enhanced",
     "Trainer": "mlx_bert.training.trainer",
     "TrainingArgs": "mlx_bert.training.args",
 }
@@ -51,7 +55,10 @@ if TYPE_CHECKING:
         create_bert_with_head,
         create_model,
     )
+    from mlx_bert.inference.cross_encoder import CrossEncoder
     from mlx_bert.inference.encode import SentenceEncoder
+    from mlx_bert.inference.pipelines import pipeline
+    from mlx_bert.inference.predict import TextPredictor
     from mlx_bert.joint import JointIntentNER, train_joint
     from mlx_bert.model import BertWithHead
     from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
@@ -59,6 +66,7 @@ if TYPE_CHECKING:
     from mlx_bert.multihead import MultiheadClassifier, MultiheadConfig
     from mlx_bert.tokenizer import Batch, Tokenizer
     from mlx_bert.training.args import TrainingArgs
+    from mlx_bert.training.enhanced import EnhancedTrainer
     from mlx_bert.training.trainer import Trainer
 
 
