@@ -24,7 +24,7 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_an_unknown_name_says_what_there_is():
-    with pytest.raises(AttributeError, match="has no attribute 'BertCor'. Public names: .*BertCore"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'BertCor'. Public names: .*BertCore"):
         _ = mlx_bert.BertCor
 
 
