@@ -234,10 +234,7 @@ class BertWithHead(nn.Module):
 
         config = read_json(folder / CONFIG)
         if activation := _cross_encoder_activation(folder):
-            config["sentence_transformers"] = {
-                **(config.get("sentence_transformers") or {}),
-                "activation_fn": activation,
-            }
+            config["sentence_transformers"] = {"activation_fn": activation}
         weights = read_weights(folder)
         bert = BertCore(config)
         own, others = bert.names.split(weights)
