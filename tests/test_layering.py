@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mlx_bert.core": ("mlx_bert.encoders", "mlx_bert.checkpoint", "heads.pooling"),
     "mlx_bert.model": ("mlx_bert.core", "mlx_bert.encoders", "mlx_bert.checkpoint", "mlx_bert.tokenizer", "heads"),
     "mlx_bert.factory": ("mlx_bert.model", "mlx_bert.core", "mlx_bert.encoders", "mlx_bert.data", "heads"),
-    "mlx_bert.data": ("mlx_bert.tokenizer", "mlx_bert.checkpoint"),
+    "mlx_bert.data": ("heads.class_weights", "mlx_bert.tokenizer", "mlx_bert.checkpoint"),
     "mlx_bert.inference": (
         "mlx_bert.model",
         "mlx_bert.core",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from heads.class_weights import class_weights_from_counts
 from mlx_bert.data.readers import Example, Problems
 
 
@@ -107,6 +108,4 @@ def class_weights(counts: Sequence[int]) -> list[float]:
     Args:
         counts: examples per class in the training data; a class without any counts as one.
     """
-    counts_array = np.asarray(counts, dtype=np.float64)
-    weights = counts_array.sum() / (len(counts_array) * np.maximum(counts_array, 1))
-    return [float(weight) for weight in np.clip(weights / weights.mean(), 0.5, 3.0)]
+    return class_weights_from_counts(counts, clamp=(0.5, 3.0)).tolist()
