@@ -47,11 +47,9 @@ _OLD_SUFFIXES = {"gamma": "weight", "beta": "bias"}
 
 def task_of(config: Config) -> str | None:
     """Return the task that `architectures[0]` names, or None for a bare encoder or an unknown one."""
-    for architecture in list(config.get("architectures") or [])[:1]:
-        for suffix, task in _TASK_OF_ARCHITECTURE.items():
-            if architecture.endswith(suffix):
-                return task
-    return None
+    names = config.get("architectures")
+    first = str(names[0]) if isinstance(names, list | tuple) and names else ""
+    return next((task for suffix, task in _TASK_OF_ARCHITECTURE.items() if first.endswith(suffix)), None)
 
 
 def _row(config: Config) -> HeadMap | None:

@@ -336,6 +336,11 @@ def test_pretraining_checkpoint_is_a_masked_lm():
     assert head_tensors(config, names) == set(names[:2])
 
 
+@pytest.mark.parametrize("names", [None, [], 5, "BertForMaskedLM", [["BertForMaskedLM"]]])
+def test_architectures_that_name_no_class_name_no_task(names):
+    assert task_of({"architectures": names}) is None
+
+
 def test_old_layer_norm_names_are_read():
     model = reference("bert", "masked_lm")
     weights = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): array for name, array in arrays(model).items()}
