@@ -199,7 +199,7 @@ class JointIntentNER(nn.Module):
         if self.tokenizer is None:
             raise ValueError("[joint] expected a tokenizer but the model has none. Set model.tokenizer.")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        self.eval()
+        mx.eval(self.eval().state)  # batches may run in another thread, which cannot finish this one's work
         left = self.tokenizer.padding_side == "left"
 
         def forward(batch: Batch, encodings: list[Encoding]) -> list[Any]:

@@ -338,7 +338,7 @@ class SentenceTransformerMTL(nn.Module):
         """Rows ``(N, width)`` in the order of the sentences."""
         if self.tokenizer is None:
             raise ValueError("[mtl] expected a tokenizer but the model has none. Set model.tokenizer.")
-        self.eval()
+        mx.eval(self.eval().state)  # batches may run in another thread, which cannot finish this one's work
         found = {name: np.zeros((len(sentences), width), np.float32) for name, width in widths.items()}
         run = {"batch_size": batch_size, "max_length": max_length, "progress": progress}
         for places, outputs in run_batches(sentences, self.tokenizer, lambda batch, _: compute(batch), **run):
