@@ -8,12 +8,15 @@ Dimensions: B batch, L tokens.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import mlx.core as mx
@@ -30,7 +33,69 @@ BUCKET = 8  # rows are padded to a multiple of this many tokens
 MAX_STREAMS = 8  # each has a batch in memory
 CACHE_LIMIT = 1 << 30  # bytes of freed buffers that MLX may hoard during a job; its own default is most of the RAM
 
-_device = threading.RLock()  # one thread at a time builds and evaluates: MLX streams are not shared between threads
+_own = threading.local()  # MLX streams belong to the thread that made them
+_worker: Worker | None = None
+_worker_lock = threading.Lock()
+_device = threading.Lock()
+
+
+class Worker(threading.Thread):
+    """The thread that builds and evaluates batches for all threads but the main one.
+
+    Any number of threads may use a model: they take turns. Each thread that touches MLX gets streams, with threads
+    of their own, that outlive it and end the process with an abort unless they are cleared; this one clears its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="mlx-bert-device", daemon=True)
+        self._calls: SimpleQueue[tuple[Future, Callable[[], Any]] | None] = SimpleQueue()
+        self.start()
+        atexit.register(self.stop)
+
+    def run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            del item, future, call
+        mx.synchronize()
+        mx.clear_streams()
+
+    def do(self, call: Callable[[], Any]) -> Any:
+        """Run ``call`` there, and wait for it."""
+        future: Future = Future()
+        self._calls.put((future, call))
+        return future.result()
+
+    def stop(self) -> None:
+        """At the end of the process."""
+        self._calls.put(None)
+        self.join()
+
+
+def on_device(call: Callable[[], Any]) -> Any:
+    """Run ``call`` while no other batch is built or evaluated: here in the main thread, else in the worker's.
+
+    (The main thread may hold weights that are not evaluated yet: only the thread that made such an array can do it.)
+    """
+    global _worker
+    if threading.current_thread() is threading.main_thread():
+        with _device:
+            return call()
+    with _worker_lock:
+        if _worker is None:
+            _worker = Worker()
+    device = mx.default_device()
+
+    def turn() -> Any:
+        if mx.default_device() != device:
+            mx.set_default_device(device)
+        with _device:
+            return call()
+
+    return _worker.do(turn)
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int, bucket: int = BUCKET) -> list[list[int]]:
@@ -81,9 +146,6 @@ def compute_streams() -> list[mx.Stream]:
         others = range(1, min(cores, MAX_STREAMS))
         _own.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in others)]
     return _own.streams
-
-
-_own = threading.local()  # MLX streams belong to the thread that made them
 
 
 @contextmanager
@@ -137,6 +199,13 @@ def run_batches(
         second = None if pairs is None else [pairs[i] for i in window]
         return tokenizer.encode([texts[i] for i in window], second, max_length)
 
+    def start(chosen: list[Encoding], turn: int) -> tuple[Any, int]:
+        streams = compute_streams()
+        with mx.stream(streams[turn % len(streams)]):
+            output = forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen)
+            mx.async_eval(_arrays(output))
+        return output, len(streams)
+
     windows = list(_windows(order, size, budget * WINDOW_BATCHES))
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
@@ -151,13 +220,9 @@ def run_batches(
                 stack.enter_context(blas.single_threaded())
             for turn, rows in enumerate(plan):
                 chosen = [encodings[row] for row in rows]
-                with _device:
-                    streams = compute_streams()
-                    with mx.stream(streams[turn % len(streams)]):
-                        output = forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen)
-                        mx.async_eval(_arrays(output))
+                output, width = on_device(partial(start, chosen, turn))
                 flying.append(([window[row] for row in rows], output))
-                if len(flying) > len(streams):
+                if len(flying) > width:
                     yield _land(flying.popleft(), progress)
         while flying:
             yield _land(flying.popleft(), progress)
@@ -182,8 +247,7 @@ def _arrays(output: Any) -> list[mx.array]:
 
 
 def _land(batch: tuple[list[int], Any], progress: tqdm | None) -> tuple[list[int], Any]:
-    with _device:
-        mx.eval(_arrays(batch[1]))
+    on_device(lambda: mx.eval(_arrays(batch[1])))
     if progress is not None:
         progress.update(len(batch[0]))
     return batch

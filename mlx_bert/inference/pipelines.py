@@ -55,8 +55,9 @@ class Pipeline:
             return {"values": forward(batch).astype(mx.float32), "encodings": encodings}
 
         for indices, output in run_batches(texts, self.tokenizer, call, pairs=pairs, batch_size=self.batch_size):
+            values = np.asarray(output["values"])
             for row, index in enumerate(indices):
-                results[index] = (np.asarray(output["values"][row]), output["encodings"][row])
+                results[index] = (values[row], output["encodings"][row])
         return results
 
     def _tokens(self, values: np.ndarray, encoding: Encoding) -> np.ndarray:

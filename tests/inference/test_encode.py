@@ -216,6 +216,22 @@ def test_threads_share_a_model(encoder, ragged_texts):
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+def test_threads_leave_nothing_behind(tiny_bert):
+    """MLX never frees a thread's streams: short-lived callers must not make any."""
+    model = SentenceEncoder.from_pretrained(tiny_bert)
+    model.encode(TEXTS)
+
+    def streams_made():
+        return int(str(mx.new_stream(mx.cpu)).rstrip(")").rpartition(" ")[2])
+
+    before = streams_made()
+    for _ in range(5):
+        caller = threading.Thread(target=model.encode, args=(TEXTS,))
+        caller.start()
+        caller.join()
+    assert streams_made() == before + 1
+
+
 def test_half_precision_stays_close(minilm_source, encoder, ragged_texts):
     texts = ["a short text", *ragged_texts[2:4]]
     half = SentenceEncoder.from_pretrained(minilm_source, dtype="float16").encode(texts)
