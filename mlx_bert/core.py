@@ -223,6 +223,7 @@ class BertCore(nn.Module):
         weights = read_weights(folder)
         own, _ = core.names.split(weights)
         core.load_weights_from({name: weights.pop(stored) for name, stored in own.items()}, dtype)
+        mx.eval(core.state)  # tables of positions and the like, too: another thread cannot evaluate them
         return core.eval()
 
     @property

@@ -217,6 +217,7 @@ class BertWithHead(nn.Module):
             model.freeze_bert()
         elif freeze_bert_layers is not None:
             model.freeze_bert(freeze_bert_layers)
+        mx.eval(model.state)  # also what is no weight: another thread cannot evaluate it
         return model.eval()
 
     @classmethod

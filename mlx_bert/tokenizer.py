@@ -60,6 +60,7 @@ class Tokenizer:
         max_length: texts are truncated to this many tokens, special ones included, unless a call says otherwise; None
             for no truncation.
         limit: what the encoder can hold, whatever a call says; None for no bound.
+        segments: whether batches have ``token_type_ids`` (where any is not zero).
         padding_side: ``"right"`` or ``"left"``.
         folder: where the files lie, for :meth:`save_pretrained`.
     """
@@ -72,6 +73,7 @@ class Tokenizer:
         padding_side: str = "right",
         folder: Path | None = None,
         limit: int | None = None,
+        segments: bool = True,
     ) -> None:
         pad_id = fast.token_to_id(pad_token)
         if pad_id is None:
@@ -87,6 +89,7 @@ class Tokenizer:
         self.pad_id = pad_id
         self.max_length = max_length
         self.limit = limit
+        self.segments = segments
         self.padding_side = padding_side
         self.folder = folder
         self._truncation_lock = threading.Lock()
@@ -125,7 +128,10 @@ class Tokenizer:
         limit = _longest_row(folder)
         bounds = [settings.get("model_max_length"), limit]
         bounds = [int(bound) for bound in bounds if isinstance(bound, int | float) and 0 < bound < 1_000_000]
-        return cls(fast, pad_token, min(bounds, default=None), settings.get("padding_side") or "right", folder, limit)
+        inputs = settings.get("model_input_names")
+        segments = not isinstance(inputs, list) or "token_type_ids" in inputs
+        side = settings.get("padding_side") or "right"
+        return cls(fast, pad_token, min(bounds, default=None), side, folder, limit, segments)
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
@@ -178,7 +184,7 @@ class Tokenizer:
         return Batch(
             mx.array(input_ids),
             None if attention_mask.all() else mx.array(attention_mask),
-            mx.array(token_type_ids) if token_type_ids.any() else None,
+            mx.array(token_type_ids) if self.segments and token_type_ids.any() else None,
         )
 
     def __call__(

@@ -137,6 +137,7 @@ SHOWS = {
         "models/tasks/multihead_config.json",
     ),
     "Use a task model from the Hub": (r"^array\(\[\[-?\d", "models/sst2/config.json"),
+    "Pipelines": (r"^\[{'label': 'LABEL_\d', 'score': 0\.\d+}\]$", "models/sst2/config.json"),
     "The encoder alone": (r"\(2, \d+, 64\) \(2, 64\) 3", "models/minilm/tokenizer.json"),
     "From the command line": (
         r"(?s)accuracy +[01]\.\d+.*\n\w+ +[01]\.\d+  is it going to rain on Friday",

@@ -87,6 +87,20 @@ def test_no_call_exceeds_what_the_encoder_holds(tokenizer):
     assert len(tokenizer.encode(["good " * 100], max_length=200)[0]) == 64
 
 
+@pytest.mark.parametrize("names", [["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]])
+def test_segments_only_where_the_folder_wants_them(tiny_bert_folder, tmp_path, names):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_input_names": names}))
+    wanted = transformers.AutoTokenizer.from_pretrained(folder)(["the dog"], ["a cat"], return_tensors="np")
+    batch = Tokenizer.from_pretrained(folder)(["the dog"], ["a cat"])
+    if "token_type_ids" in wanted:
+        assert np.array_equal(np.array(batch.token_type_ids), wanted["token_type_ids"])
+    else:
+        assert batch.token_type_ids is None
+
+
 def test_saving_and_loading(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = Tokenizer.from_pretrained(tmp_path)
