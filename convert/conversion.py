@@ -40,6 +40,20 @@ FLOAT16_MAX = 65504.0
 
 
 @dataclass
+class KindOfTensor:
+    """A row of the table about a quantised result: how many tensors, their weights, and their bytes."""
+
+    number: int = 0
+    weights: int = 0
+    before: int = 0
+    after: int = 0
+
+    def __str__(self) -> str:
+        bits = 8 * self.after / max(self.weights, 1)
+        return f"{self.number:6d}  {bits:15.2f}  {self.before / 1e6:9.2f} MB  {self.after / 1e6:9.2f} MB"
+
+
+@dataclass
 class Report:
     """What a conversion did.
 
@@ -55,7 +69,8 @@ class Report:
         quantization: how the encoder's matrices were quantised.
         left_floating: the encoder's matrices whose rows did not divide into its groups.
         verified: the result was read back and run.
-        cosine, error: with verification of a quantised result, see :mod:`convert.verify`.
+        cosine, logit, error: with verification of a quantised result, see :mod:`convert.verify`.
+        table: of a quantised result: tensors, bits per weight and bytes before and after, by kind of tensor.
     """
 
     output: Path
@@ -72,7 +87,9 @@ class Report:
     left_floating: list[str] = field(default_factory=list)
     verified: bool = False
     cosine: float | None = None
+    logit: float | None = None
     error: float | None = None
+    table: dict[str, KindOfTensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         q = self.quantization
@@ -83,6 +100,9 @@ class Report:
             f"{8 * self.bytes_after / max(self.weights, 1):.2f} bits per weight",
             f"tokenizer: {self.tokenizer}",
         ]
+        if self.table:
+            lines += [f"  {'tensors':<16} number  bits per weight        before         after"]
+            lines += [f"  {kind:<16} {row}" for kind, row in self.table.items()]
         if self.modules:
             lines.append(f"sentence-transformers modules: {', '.join(self.modules)}")
         if self.left_floating:
@@ -93,8 +113,9 @@ class Report:
         if self.verified:
             lines.append("verified: every tensor read back, outputs finite")
         if self.cosine is not None:
+            logit = "" if self.logit is None else f"largest change of a logit {self.logit:.4f}, "
             lines.append(
-                f"against the unquantised model: smallest cosine {self.cosine:.6f} on probe texts, "
+                f"against the unquantised model: smallest cosine {self.cosine:.6f} on probe texts, {logit}"
                 f"largest relative error of a matrix {self.error:.4f}"
             )
         return "\n".join([*lines, f"written to {self.output}"])
@@ -169,6 +190,7 @@ def convert_checkpoint(
     report = Report(output, config["model_type"], config["dtype"], strangers=parts.strangers)
     if quantization is not None:
         report.quantization, report.left_floating = quantization, left
+        report.table = _table(entries, written, chosen)
     report.tensors, report.bytes_before = len(written), bytes_before
     report.bytes_after = sum(entry.nbytes for entry in written)
     report.weights = sum(_size(entry) for entry in entries.values() if mx.issubdtype(entry.dtype, mx.floating))
@@ -183,7 +205,8 @@ def convert_checkpoint(
         if verify:
             report.error = verify_weights(partial, entries, config.get("quantization"))
             compare = entries if quantization is not None else None
-            report.cosine = verify_outputs(partial, architecture, config, compare)
+            change = verify_outputs(partial, architecture, config, compare)
+            report.cosine, report.logit = change or (None, None)
             report.verified = True
     return report
 
@@ -270,6 +293,28 @@ def _quantization_entry(quantization: Quantization, chosen: Mapping[str, Quantiz
     common = quantization.to_dict()
     own = {name.removesuffix(".weight"): how.to_dict() for name, how in chosen.items() if how.to_dict() != common}
     return {**common, **own}
+
+
+def _table(
+    before: Mapping[str, TensorEntry], after: Sequence[TensorEntry], chosen: Mapping[str, Quantization]
+) -> dict[str, KindOfTensor]:
+    """What quantising did, by kind of tensor."""
+    bytes_after: dict[str, int] = {}
+    for entry in after:
+        # scales and biases count to the matrix that they belong to
+        name = entry.name if entry.name in before else f"{entry.name.rpartition('.')[0]}.weight"
+        bytes_after[name] = bytes_after.get(name, 0) + entry.nbytes
+    table: dict[str, KindOfTensor] = {}
+    for name, entry in before.items():
+        if not mx.issubdtype(entry.dtype, mx.floating):
+            continue
+        kind = "floating" if name not in chosen else f"{chosen[name].mode} {chosen[name].bits} bits"
+        row = table.setdefault(kind, KindOfTensor())
+        row.number += 1
+        row.weights += _size(entry)
+        row.before += entry.nbytes
+        row.after += bytes_after[name]
+    return table
 
 
 def _quantised(

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from convert import task_heads
 from convert.quantize import dequantized
 from convert.tokenizer_files import TOKENIZER, read_fast
 from convert.weights import open_weights
+from heads import create_head
 from mlx_bert.checkpoint import TensorEntry, load_strict, quantize_like
 from mlx_bert.encoders.base import EncoderConfig, EncoderOutput
 
@@ -25,6 +27,19 @@ PROBES = (
     "No!",
 )
 MAX_PROBE_TOKENS = 32
+LOGIT_TASKS = ("sequence_classification", "token_classification")
+
+
+class Change(NamedTuple):
+    """What a conversion changed in a model's outputs on the probe texts.
+
+    Attributes:
+        cosine: the smallest cosine between a probe's mean-pooled states before and after.
+        logit: the largest change of a logit of the task head, or None without a head that is known.
+    """
+
+    cosine: float
+    logit: float | None
 
 
 def verify_weights(
@@ -73,8 +88,8 @@ def verify_outputs(
     architecture: ModuleType,
     config: Mapping[str, Any],
     source: Mapping[str, TensorEntry] | None = None,
-) -> float | None:
-    """Run the written encoder on probe texts; with ``source``, also the source's weights in float32.
+) -> Change | None:
+    """Run the written model on probe texts; with ``source``, also the source's weights in float32.
 
     Args:
         folder: what was written, with its tokenizer if it has one.
@@ -83,21 +98,22 @@ def verify_outputs(
         source: tensors by today's names, to compare with.
 
     Returns:
-        The smallest cosine between a probe's mean-pooled outputs ``(B, D)`` from both, or None without ``source``.
+        How the outputs of both differ, or None without ``source``.
 
     Raises:
         ValueError: the outputs are not finite.
     """
     input_ids, mask = probe_batch(folder, architecture.Config.from_dict(config))
-    pooled = _run(architecture, config, open_weights(folder).values(), input_ids, mask)
+    pooled, logits = _run(architecture, config, open_weights(folder).values(), input_ids, mask)
     if not mx.all(mx.isfinite(pooled)).item():
         raise ValueError("[verify] the model's outputs are not finite. Convert with --dtype float32 or bfloat16.")
     if source is None:
         return None
     plain = {key: value for key, value in config.items() if key != "quantization"}
-    reference = _run(architecture, plain, source.values(), input_ids, mask, mx.float32)
+    reference, wanted = _run(architecture, plain, source.values(), input_ids, mask, mx.float32)
     norms = mx.linalg.norm(pooled, axis=-1) * mx.linalg.norm(reference, axis=-1)
-    return mx.min(mx.sum(pooled * reference, axis=-1) / mx.maximum(norms, 1e-12)).item()
+    cosine = mx.min(mx.sum(pooled * reference, axis=-1) / mx.maximum(norms, 1e-12)).item()
+    return Change(cosine, None if wanted is None else mx.max(mx.abs(logits - wanted)).item())
 
 
 def _run(
@@ -107,8 +123,8 @@ def _run(
     input_ids: mx.array,
     mask: mx.array,
     dtype: mx.Dtype | None = None,
-) -> mx.array:
-    """Mean of the real tokens' states, float32 ``(B, D)``."""
+) -> tuple[mx.array, mx.array | None]:
+    """Mean of the real tokens' states, float32 ``(B, D)``; the logits of a head that reads one text, else None."""
     fitted = architecture.Config.from_dict(config)
     names = architecture.NAMES.of(fitted)
     by_name = {entry.name: entry for entry in entries}
@@ -126,8 +142,17 @@ def _run(
     states = output.last_hidden_state.astype(mx.float32)
     real = mask[..., None].astype(mx.float32)
     pooled = mx.sum(states * real, axis=1) / mx.sum(real, axis=1)
-    mx.eval(pooled)
-    return pooled
+    logits = None
+    head_config = task_heads.head_from_checkpoint(config, by_name.keys())
+    if task_heads.task_of(config) in LOGIT_TASKS and head_config is not None:
+        tensors = task_heads.head_tensors(config, by_name.keys())
+        head = create_head(head_config)
+        head.load_state_arrays(task_heads.head_weights(config, {name: _loadable(by_name[name]) for name in tensors}))
+        logits = head.eval()(states, mask)["logits"].astype(mx.float32)
+        if task_heads.task_of(config) == "token_classification":
+            logits = logits * real
+    mx.eval(pooled, logits)
+    return pooled, logits
 
 
 def _loadable(entry: TensorEntry) -> mx.array:

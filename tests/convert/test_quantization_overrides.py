@@ -9,7 +9,7 @@ import pytest
 import transformers
 from mlx.utils import tree_flatten
 
-from convert import Quantization, convert
+from convert import Quantization, convert, convert_checkpoint
 from convert.__main__ import main
 from mlx_bert import BertCore, BertWithHead, Tokenizer
 from mlx_bert.checkpoint import entries_of, read_json, write_json, write_safetensors
@@ -106,6 +106,23 @@ def test_command_line(source, tmp_path, capsys):
         assert main([str(source), "--output", str(tmp_path / "no"), "-q", "--q-override", wrong]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
+
+
+def test_the_report_says_what_quantising_did(source, tmp_path):
+    with pytest.warns(UserWarning, match="lose quality"):
+        report = convert_checkpoint(source, tmp_path / "out", quantization={"bits": 4}, verify=True)
+    assert set(report.table) == {"affine 8 bits", "affine 4 bits", "floating"}
+    assert sum(row.after for row in report.table.values()) == report.bytes_after
+    assert sum(row.before for row in report.table.values()) == report.bytes_before
+    row = report.table["affine 4 bits"]
+    assert row.number == 12
+    assert row.after * 8 / row.weights == 5.0  # 4 bits, and a scale and a bias of 32 bits for each 64 weights
+    ours, theirs = BertWithHead.from_pretrained(tmp_path / "out"), BertWithHead.from_pretrained(source)
+    batch = Tokenizer.from_pretrained(source)(["The weather is lovely today", "No!"])
+    change = float(mx.max(mx.abs(ours(*batch)["logits"] - theirs(*batch)["logits"])))
+    assert report.logit == pytest.approx(change, rel=2)
+    assert f"largest change of a logit {report.logit:.4f}" in str(report)
+    assert "affine 4 bits        12             5.00" in str(report)
 
 
 def test_the_last_override_that_matches_counts():
