@@ -1,4 +1,7 @@
-"""What stays allocated while lengths vary: after many calls it must be what it was after a few."""
+"""What stays allocated while lengths vary, and what a conversion needs.
+
+After many calls it must be what it was after a few; and a converter's growth must not depend on the checkpoint's size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks import report
+from benchmarks.converting import measure
 from benchmarks.models import find_model, label
 from mlx_bert.inference.encode import SentenceEncoder
 
@@ -16,6 +20,13 @@ from mlx_bert.inference.encode import SentenceEncoder
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--calls", type=int, default=10_000, metavar="N", help="calls of all lengths (default: 10000)")
+    parser.add_argument(
+        "--converting",
+        type=int,
+        default=2000,
+        metavar="MB",
+        help="also convert a made-up checkpoint of this size; 0 for none (default: 2000)",
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,6 +49,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                     "process MB": resident_bytes() / 1e6,
                 }
             )
+    if args.converting:
+        rows += measure(args.converting)
     return report.build("memory", {"model": label(args.model), "dtype": args.dtype or "as loaded"}, rows)
 
 

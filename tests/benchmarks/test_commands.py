@@ -14,7 +14,7 @@ from mlx_bert.inference.encode import SentenceEncoder
 SMALL = {
     "throughput": ["--texts", "12", "--rounds", "1"],
     "latency": ["--calls", "2"],
-    "memory": ["--calls", "20"],
+    "memory": ["--calls", "20", "--converting", "60"],
     "load": ["--rounds", "2"],
     "compare": ["--texts", "12", "--rounds", "2"],
 }
@@ -38,8 +38,14 @@ def test_each_command(tiny_bert_folder, tmp_path, verb, capsys):
         assert [row["tokens"] for row in rows] == [8, 16, 32, 64]
         assert all(row["p50"] <= row["p90"] <= row["p99"] for row in rows)
     if verb == "memory":
-        assert rows[-1]["calls"] == 20
-        assert rows[-1]["active MB"] <= rows[0]["active MB"] + 0.1
+        calls = [row for row in rows if "calls" in row]
+        assert calls[-1]["calls"] == 20
+        assert calls[-1]["active MB"] <= calls[0]["active MB"] + 0.1
+        stored, half, packed = [row for row in rows if "converting" in row]
+        assert stored["source MB"] == stored["result MB"] > 50
+        assert half["result MB"] == pytest.approx(stored["source MB"] / 2, rel=0.01)
+        assert packed["result MB"] < half["result MB"]
+        assert all(row["growth MB"] < 60 for row in (stored, half, packed))
     if verb == "load":
         assert [row["what"] for row in rows][:2] == ["load, first", "load, again"]
         assert {"import mlx_bert", "mlx-bert --help"} <= {row["what"] for row in rows}
