@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 DESCRIPTION = """\
@@ -105,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         parser.error("--q-mode, --q-bits, --q-group-size and --q-override need -q.")
     if args.export:
-        if args.quantize or args.dequantize or args.verify or args.revision or args.upload_repo:
-            parser.error("--export goes with --output and --dtype alone.")
+        if args.quantize or args.dequantize or args.verify or args.revision:
+            parser.error("--export goes with --output, --dtype and --upload-repo alone.")
         return _guarded(_export, args)
     return _guarded(_convert, args)
 
@@ -133,11 +134,12 @@ def _convert(args: argparse.Namespace) -> None:
     if not args.quiet:
         print(report)
     if args.upload_repo:
-        from convert import hub
-        from convert.card import write_card
-
-        write_card(report.output, args.source, args.upload_repo)
-        print(f"uploaded to {hub.upload(report.output, args.upload_repo)}")
+        names = {
+            "smallest cosine to the unquantised model": report.cosine,
+            "largest change of a logit": report.logit,
+        }
+        metrics = {name: value for name, value in names.items() if value is not None}
+        _upload(report.output, args.source, args.upload_repo, metrics)
 
 
 def _override(text: str) -> tuple[str, int | None]:
@@ -148,13 +150,25 @@ def _override(text: str) -> tuple[str, int | None]:
     return pattern, None if bits == "float" else int(bits)
 
 
+def _upload(folder: Path, source: str, repo: str, metrics: dict[str, float]) -> None:
+    from convert import hub
+    from convert.card import write_card
+
+    write_card(folder, source, repo, metrics)
+    print(f"uploaded to {hub.upload(folder, repo)}")
+
+
 def _export(args: argparse.Namespace) -> None:
     import mlx_bert  # noqa: F401
-    from convert.export import export_checkpoint
+    from convert.export import export_checkpoint, training_metrics
 
     output = args.output or f"{args.source.rstrip('/')}-export"
-    for folder in export_checkpoint(args.source, output, args.dtype):
+    folders = export_checkpoint(args.source, output, args.dtype)
+    for folder in folders:
         print(f"written to {folder}")
+        if args.upload_repo:  # a repository for each task
+            repo = args.upload_repo if len(folders) == 1 else f"{args.upload_repo}-{folder.name}"
+            _upload(folder, args.source, repo, training_metrics(args.source))
 
 
 def _list(_: argparse.Namespace) -> None:

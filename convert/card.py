@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ PIPELINES = {
 }
 
 
-def write_card(folder: Path, source: str | Path, repo: str) -> Path:
+def write_card(folder: Path, source: str | Path, repo: str, metrics: Mapping[str, float] | None = None) -> Path:
     """Write ``README.md`` with the metadata that the Hub shows.
 
     Args:
         folder: the converted folder.
         source: hub id or folder of the original.
         repo: hub id that the folder goes to.
+        metrics: name -> value, for a table; for a fine-tuned model those of its best evaluation.
 
     Returns:
         The path of the card.
@@ -56,7 +58,7 @@ def write_card(folder: Path, source: str | Path, repo: str) -> Path:
         tags=["mlx", "mlx-bert", str(config["model_type"])],
     )
     with new_file(folder / "README.md") as file:
-        file.write(f"---\n{metadata}\n---\n\n{_text(folder, source, repo, kind, config)}")
+        file.write(f"---\n{metadata}\n---\n\n{_text(source, repo, kind, config, metrics or {})}")
     return folder / "README.md"
 
 
@@ -68,7 +70,7 @@ def _kind(folder: Path, config: dict[str, Any]) -> tuple[str, str | None]:
     return ("head", pipeline) if pipeline else ("encoder", "feature-extraction")
 
 
-def _text(folder: Path, source: str | Path, repo: str, kind: str, config: dict[str, Any]) -> str:
+def _text(source: str | Path, repo: str, kind: str, config: dict[str, Any], metrics: Mapping[str, float]) -> str:
     name = str(source) if not Path(source).expanduser().is_dir() else Path(source).name
     lines = [f"# {repo.split('/')[-1]}", "", f"Converted from {name} with mlx-bert.", ""]
     packed = config.get("quantization")
@@ -78,9 +80,9 @@ def _text(folder: Path, source: str | Path, repo: str, kind: str, config: dict[s
             "",
         ]
     lines += ["```python", LOADING[kind].format(repo=repo), "```", ""]
-    if (folder / "metadata.json").is_file() and (metrics := read_json(folder / "metadata.json").get("metrics")):
+    if metrics:
         lines += ["| metric | value |", "| --- | --- |"]
-        lines += [f"| {key} | {value:.4f} |" for key, value in metrics.items() if isinstance(value, float)]
+        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
         lines.append("")
     if not packed:
         lines += ["transformers and sentence-transformers load the same folder.", ""]

@@ -71,6 +71,13 @@ def export_checkpoint(source: str | Path, output: str | Path, dtype: str | mx.Dt
     return [output if task == ONE_TASK else output / task for task in heads]
 
 
+def training_metrics(source: str | Path) -> dict[str, float]:
+    """The metrics that the training wrote beside a fine-tuned model; empty without them."""
+    path = Path(source).expanduser() / "metadata.json"
+    metrics = read_json(path).get("metrics") if path.is_file() else None
+    return {name: value for name, value in (metrics or {}).items() if isinstance(value, float)}
+
+
 def _saved_heads(source: Path) -> Iterator[tuple[str, tuple[BaseKaggleHead, Mapping[str, str] | None]]]:
     """Each task's name, head and labels."""
     if (source / MULTIHEAD_CONFIG).is_file():

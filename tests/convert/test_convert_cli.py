@@ -38,7 +38,7 @@ def test_wrong_arguments_on_a_bare_python():
         (("a", "--hf-path", "b"), "two sources: a and b"),
         (("a", "--q-bits", "4"), "need -q"),
         (("a", "--dtype", "int4"), "invalid choice"),
-        (("a", "--export", "--verify"), "--export goes with --output and --dtype alone"),
+        (("a", "--export", "--verify"), "--export goes with --output, --dtype and --upload-repo alone"),
     ):
         result = run(*arguments, python=("-S",))
         assert result.returncode == 2

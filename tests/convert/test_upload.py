@@ -27,7 +27,7 @@ def sent(monkeypatch) -> list:
 
 def test_convert_and_upload(sent, minilm_source, tmp_path, capsys):
     folder = tmp_path / "out"
-    assert main([str(minilm_source), "--output", str(folder), "-q", "--upload-repo", "me/mini"]) == 0
+    assert main([str(minilm_source), "--output", str(folder), "-q", "--verify", "--upload-repo", "me/mini"]) == 0
     (_, repo, _), (_, target, files) = sent
     assert repo == target == "me/mini"
     assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= set(files)
@@ -39,6 +39,7 @@ def test_convert_and_upload(sent, minilm_source, tmp_path, capsys):
     assert data["pipeline_tag"] == "sentence-similarity"
     assert {"mlx", "bert"} <= set(data["tags"])
     assert 'SentenceEncoder.from_pretrained("me/mini")' in text
+    assert "| smallest cosine to the unquantised model | 0.999" in text
     assert "Quantised: affine, 8 bits, groups of 64." in text
     assert "transformers and sentence-transformers load" not in text
 
@@ -81,3 +82,19 @@ def test_export_from_the_command_line(tiny_bert_folder, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path / "model"), "--export", "-q"])
+
+
+def test_a_fine_tuned_model_goes_up_with_its_metrics(sent, tiny_bert_folder, tmp_path):
+    from mlx_bert import Tokenizer, create_bert_with_head
+
+    config = {"head_type": "multiclass_classification", "pooling_type": "pooler"}
+    model = create_bert_with_head(bert_name=tiny_bert_folder, head_config=config)
+    model.save_pretrained(tmp_path / "model", Tokenizer.from_pretrained(tiny_bert_folder))
+    (tmp_path / "model" / "metadata.json").write_text('{"step": 3, "metrics": {"accuracy": 0.91234}}')
+    given = ["--export", "--output", str(tmp_path / "out"), "--upload-repo", "me/tuned"]
+    assert main([str(tmp_path / "model"), *given]) == 0
+    assert [call[1] for call in sent] == ["me/tuned", "me/tuned"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| accuracy | 0.9123 |" in card
+    assert "pipeline_tag: text-classification" in card
+    assert 'BertWithHead.from_pretrained("me/tuned")' in card
