@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mlx_bert.encoders": (),
     "mlx_bert.blas": (),
     "mlx_bert.checkpoint": (),
+    "mlx_bert.plots": ("mlx_bert.checkpoint",),
     "mlx_bert.tokenizer": ("mlx_bert.encoders", "mlx_bert.checkpoint"),
     "mlx_bert.core": ("mlx_bert.encoders", "mlx_bert.checkpoint", "heads.pooling"),
     "mlx_bert.model": ("mlx_bert.core", "mlx_bert.encoders", "mlx_bert.checkpoint", "mlx_bert.tokenizer", "heads"),
@@ -36,6 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "heads",
     ),
     "mlx_bert.training": (
+        "mlx_bert.plots",
         "mlx_bert.model",
         "mlx_bert.core",
         "mlx_bert.encoders",
