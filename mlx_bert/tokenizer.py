@@ -143,6 +143,55 @@ class Tokenizer:
         Raises:
             ValueError: not strings, pairs of another number, or a ``max_length`` that leaves no room for text.
         """
+        inputs, max_length = self._inputs(texts, pairs, max_length)
+        with self._truncation_lock:
+            self._truncate(max_length)
+            return self.fast.encode_batch(inputs)
+
+    def encode_windows(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int | None = None,
+        stride: int = 128,
+    ) -> list[list[Encoding]]:
+        """Tokenise long texts as overlapping windows, without padding.
+
+        Args:
+            texts: what is cut into windows; with ``pairs`` the questions, which each window repeats whole.
+            pairs: with questions: the contexts, which are cut.
+            max_length: tokens of a window at most, special ones included; None for the tokenizer's own.
+            stride: tokens that a window shares with the one before, below the room that a window has for the text.
+
+        Returns:
+            The windows of each text, in order; a short text has one.
+
+        Raises:
+            ValueError: as :meth:`encode`; a negative stride, or no room for more than the stride beside the special
+                tokens and the question.
+        """
+        inputs, max_length = self._inputs(texts, pairs, max_length)
+        room = (max_length or 2**31) - self.fast.num_special_tokens_to_add(pairs is not None)
+        with self._truncation_lock:
+            questions = []
+            if pairs is not None:
+                self._truncate(None)
+                questions = [len(encoding) for encoding in self.fast.encode_batch(texts, add_special_tokens=False)]
+            longest = max(questions, default=0)
+            if not 0 <= stride < room - longest:
+                beside = f" beside question {questions.index(longest)}, which has {longest}" if questions else ""
+                raise ValueError(
+                    f"[tokenizer] expected a stride from 0 to {room - longest - 1} but got {stride}: a window of "
+                    f"{max_length} tokens has room for {room - longest} of the text{beside}. Lower the stride, raise "
+                    "max_length, or shorten the question."
+                )
+            self._truncate(max_length, stride, "longest_first" if pairs is None else "only_second")
+            return [[first, *first.overflowing] for first in self.fast.encode_batch(inputs)]
+
+    def _inputs(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
+    ) -> tuple[list, int | None]:
+        """Checked inputs as the library takes them, and the bound in tokens that holds."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("[tokenizer] expected a list of strings. Wrap a single text in a list.")
         if pairs is not None and len(pairs) != len(texts):
@@ -155,13 +204,16 @@ class Tokenizer:
             raise ValueError(
                 f"[tokenizer] expected max_length above {room}, the number of special tokens, but got {max_length}."
             )
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        with self._truncation_lock:
-            if max_length is None:
-                self.fast.no_truncation()
-            elif (self.fast.truncation or {}).get("max_length") != max_length:
-                self.fast.enable_truncation(max_length, strategy="longest_first")
-            return self.fast.encode_batch(inputs)
+        return (list(texts) if pairs is None else list(zip(texts, pairs, strict=True))), max_length
+
+    def _truncate(self, max_length: int | None, stride: int = 0, strategy: str = "longest_first") -> None:
+        """Set the library's truncation, whose state all threads share: hold the lock."""
+        if max_length is None:
+            self.fast.no_truncation()
+            return
+        wanted = {"max_length": max_length, "stride": stride, "strategy": strategy}
+        if {key: (self.fast.truncation or {}).get(key) for key in wanted} != wanted:
+            self.fast.enable_truncation(**wanted)
 
     def pad(self, encodings: Sequence[Encoding], multiple_of: int | None = None) -> Batch:
         """Pad to the longest row, or to the next multiple (at most ``max_length``), so that shapes repeat."""
