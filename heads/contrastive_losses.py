@@ -9,11 +9,38 @@ from heads.classification_losses import cross_entropy
 from heads.loss_reduction import IGNORE_INDEX, reduce_loss
 from heads.regression_losses import mse_loss
 
+DISTANCES = ("euclidean", "squared_euclidean", "manhattan", "cosine")
+
 
 def unit_vectors(x: mx.array, eps: float = 1e-8) -> mx.array:
     """``x / max(|x|, eps)`` over the last axis, in float32; a zero vector stays zero, with a finite gradient."""
     x = x.astype(mx.float32)
     return x * mx.rsqrt(mx.maximum(mx.sum(mx.square(x), axis=-1, keepdims=True), eps**2))
+
+
+def pair_distances(first: mx.array, second: mx.array, distance: str = "euclidean") -> mx.array:
+    """Distance of row i of ``first (B, E)`` from row i of ``second (B, E)``: (B,) float32, with a finite gradient.
+
+    Args:
+        first: (B, E).
+        second: (B, E).
+        distance: ``"euclidean"``, ``"squared_euclidean"``, ``"manhattan"`` or ``"cosine"`` (1 - cosine).
+
+    Raises:
+        ValueError: another distance, or shapes that differ.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(
+            f"[pair_distances] expected distance to be one of {', '.join(DISTANCES)} but got {distance!r}. "
+            "Use one of them."
+        )
+    first, second = _pair(first, second, normalize=distance == "cosine")
+    if distance == "cosine":
+        return 1 - mx.sum(first * second, axis=-1)
+    if distance == "manhattan":
+        return mx.sum(mx.abs(first - second), axis=-1)
+    squared = mx.sum(mx.square(first - second), axis=-1)
+    return squared if distance == "squared_euclidean" else _root(squared)
 
 
 def info_nce_loss(
@@ -40,7 +67,12 @@ def info_nce_loss(
 
 
 def multiple_negatives_ranking_loss(
-    anchors: mx.array, positives: mx.array, negatives: mx.array | None = None, scale: float = 20.0
+    anchors: mx.array,
+    positives: mx.array,
+    negatives: mx.array | None = None,
+    scale: float = 20.0,
+    symmetric: bool = False,
+    normalize: bool = True,
 ) -> mx.array:
     """Cross-entropy over scaled cosines of each anchor with all positives and hard negatives (Henderson et al. 2017).
 
@@ -49,11 +81,16 @@ def multiple_negatives_ranking_loss(
         positives: (B, E).
         negatives: (B, E) or (B, M, E), hard negatives of every anchor, seen by all anchors; None: in-batch only.
         scale: Factor on the cosine.
+        symmetric: Mean of this and of each positive's cross-entropy over all anchors.
+        normalize: Use cosines, not dot products.
     """
-    anchors, candidates = _pair(anchors, positives, normalize=True)
+    anchors, positives = _pair(anchors, positives, normalize)
+    candidates, labels = positives, mx.arange(anchors.shape[0])
     if negatives is not None:
-        candidates = mx.concatenate([candidates, unit_vectors(negatives).reshape(-1, anchors.shape[-1])])
-    return cross_entropy(scale * anchors @ candidates.T, mx.arange(anchors.shape[0]))
+        negatives = unit_vectors(negatives) if normalize else negatives.astype(mx.float32)
+        candidates = mx.concatenate([positives, negatives.reshape(-1, anchors.shape[-1])])
+    loss = cross_entropy(scale * anchors @ candidates.T, labels)
+    return (loss + cross_entropy(scale * positives @ anchors.T, labels)) / 2 if symmetric else loss
 
 
 def supervised_contrastive_loss(
@@ -86,20 +123,21 @@ def supervised_contrastive_loss(
     return reduce_loss(losses, "mean", count > 0)
 
 
-def pair_contrastive_loss(first: mx.array, second: mx.array, labels: mx.array, margin: float = 1.0) -> mx.array:
-    """``y d^2 + (1 - y) max(0, margin - d)^2`` with the Euclidean distance d, mean over pairs (Hadsell et al. 2006).
+def pair_contrastive_loss(
+    first: mx.array, second: mx.array, labels: mx.array, margin: float = 1.0, distance: str = "euclidean"
+) -> mx.array:
+    """``y d^2 + (1 - y) max(0, margin - d)^2`` with the distance d, mean over pairs (Hadsell et al. 2006).
 
     Args:
         first: (B, E).
         second: (B, E).
         labels: (B,), 1 for similar and 0 for dissimilar pairs.
         margin: Distance from which a dissimilar pair costs nothing.
+        distance: As in :func:`pair_distances`.
     """
-    first, second = _pair(first, second)
-    squared = mx.sum(mx.square(first - second), axis=-1)
+    distances = pair_distances(first, second, distance)
     labels = labels.astype(mx.float32)
-    apart = mx.square(mx.maximum(margin - _root(squared), 0))
-    return mx.mean(labels * squared + (1 - labels) * apart)
+    return mx.mean(labels * mx.square(distances) + (1 - labels) * mx.square(mx.maximum(margin - distances, 0)))
 
 
 def triplet_loss(
@@ -116,22 +154,10 @@ def triplet_loss(
         positives: p (B, E).
         negatives: n (B, E).
         margin: As above.
-        distance: ``"squared_euclidean"``, ``"euclidean"`` or ``"cosine"`` (1 - cosine).
+        distance: As in :func:`pair_distances`.
     """
-    if distance not in ("squared_euclidean", "euclidean", "cosine"):
-        raise ValueError(
-            f"[triplet_loss] expected distance 'squared_euclidean', 'euclidean' or 'cosine' but got {distance!r}. "
-            "Use one of them."
-        )
-
-    def between(other: mx.array) -> mx.array:
-        first, second = _pair(anchors, other, normalize=distance == "cosine")
-        if distance == "cosine":
-            return 1 - mx.sum(first * second, axis=-1)
-        squared = mx.sum(mx.square(first - second), axis=-1)
-        return squared if distance == "squared_euclidean" else _root(squared)
-
-    return mx.mean(mx.maximum(between(positives) - between(negatives) + margin, 0))
+    near, far = (pair_distances(anchors, other, distance) for other in (positives, negatives))
+    return mx.mean(mx.maximum(near - far + margin, 0))
 
 
 def cosine_mse_loss(first: mx.array, second: mx.array, targets: mx.array) -> mx.array:

@@ -535,7 +535,7 @@ def test_errors():
         losses.cross_entropy(LOGITS, LABELS, reduction="max")
     with pytest.raises(ValueError, match=r"\[focal loss\] expected gamma >= 0 but got -1"):
         losses.focal_loss(LOGITS, LABELS, gamma=-1)
-    with pytest.raises(ValueError, match=r"\[triplet_loss\] expected distance .* but got 'l1'"):
+    with pytest.raises(ValueError, match=r"\[pair_distances\] expected distance .* but got 'l1'"):
         losses.triplet_loss(A, P, N, distance="l1")
     with pytest.raises(
         ValueError, match=r"\[contrastive loss\] expected two arrays of one shape .*\(1, 2\) and \(2, 2\)"
