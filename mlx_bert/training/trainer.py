@@ -72,6 +72,7 @@ class Trainer:
     """
 
     history_file = HISTORY
+    measures_without_examples = False  # whether _measure finds something when there are no eval_examples
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Trainer:
         self.objective = objective or HeadObjective()
         self.callbacks = [*([ProgressBar()] if args.progress else []), *callbacks]
         self.output_dir = Path(args.output_dir)
-        if eval_examples is None and (args.patience or args.metric):
+        if eval_examples is None and (args.patience or args.metric) and not self.measures_without_examples:
             raise ValueError("[Trainer] expected eval_examples with patience or metric but got none. Give some.")
         collate = collate or default_collator(model, tokenizer)
         needs_labels = getattr(self.objective, "needs_labels", True)
@@ -353,14 +354,18 @@ class Trainer:
         factor = self.schedule(max(0, self.state.phase_step - 1))
         return factor * max(group.learning_rate for group in self.optimizer.groups)
 
+    def _measure(self) -> dict[str, float]:
+        """What an evaluation during the run finds, by name."""
+        return evaluate(self.model, self.objective, self.feed.eval_batches(), self._forward)[0]
+
     def _evaluate(self, epoch: float) -> None:
-        if self.feed.evaluation is None:
+        if self.feed.evaluation is None and not self.measures_without_examples:
             self._record_epoch({"epoch": epoch}, {})
             return
         state = self.state
         self.model.eval()
         with self._averaged():
-            metrics = evaluate(self.model, self.objective, self.feed.eval_batches(), self._forward)[0]
+            metrics = self._measure()
             name = self._metric_name(metrics)
             value = metrics[name]
             sign = 1.0 if self._greater_is_better(name) else -1.0
