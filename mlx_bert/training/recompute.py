@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 
 @contextmanager
-def _random_key(key: mx.array) -> Iterator[None]:
+def random_key(key: mx.array) -> Iterator[None]:
     """Let ``mx.random.bernoulli`` (all of dropout) draw from ``key``.
 
     ``mx.checkpoint`` runs its function a second time, and the global generator has moved on by then: dropout would
@@ -46,13 +46,13 @@ def recomputed(call: Callable[..., Any], checkpoint: Callable[..., Any] = mx.che
 
         shape: list[bool] = []  # which outputs are arrays: only those may cross mx.checkpoint
 
-        key = _fresh_key()  # captured, not passed: there is no gradient through random numbers
+        key = fresh_key()  # captured, not passed: there is no gradient through random numbers
 
         def run(parameters: dict[str, Any], *arrays: mx.array) -> list[mx.array]:
             given = iter(arrays)
             inputs = [next(given) if isinstance(arg, mx.array) else arg for arg in args]
             module.update(parameters)
-            with _random_key(key):
+            with random_key(key):
                 result = call(module, *inputs)
             outputs = result if isinstance(result, tuple) else (result,)
             shape[:] = [isinstance(output, mx.array) for output in outputs]
@@ -68,7 +68,7 @@ def recomputed(call: Callable[..., Any], checkpoint: Callable[..., Any] = mx.che
     return wrapped
 
 
-def _fresh_key() -> mx.array:
+def fresh_key() -> mx.array:
     """A key drawn from the global generator, uint32 ``(2,)``."""
     return mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
 
