@@ -24,9 +24,17 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mlx_bert.tokenizer": ("mlx_bert.encoders", "mlx_bert.checkpoint"),
     "mlx_bert.core": ("mlx_bert.encoders", "mlx_bert.checkpoint", "heads.pooling"),
     "mlx_bert.model": ("mlx_bert.core", "mlx_bert.encoders", "mlx_bert.checkpoint", "mlx_bert.tokenizer", "heads"),
+    "mlx_bert.task_model": (
+        "mlx_bert.model",
+        "mlx_bert.core",
+        "mlx_bert.checkpoint",
+        "mlx_bert.tokenizer",
+        "heads",
+    ),
     "mlx_bert.factory": ("mlx_bert.model", "mlx_bert.core", "mlx_bert.encoders", "mlx_bert.data", "heads"),
-    "mlx_bert.data": ("heads.class_weights", "mlx_bert.tokenizer", "mlx_bert.checkpoint"),
+    "mlx_bert.data": ("heads.class_weights", "heads.decoding", "mlx_bert.tokenizer", "mlx_bert.checkpoint"),
     "mlx_bert.inference": (
+        "mlx_bert.task_model",
         "mlx_bert.model",
         "mlx_bert.core",
         "mlx_bert.encoders",
@@ -38,11 +46,20 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mlx_bert.training": (
         "mlx_bert.plots",
+        "mlx_bert.task_model",
         "mlx_bert.model",
         "mlx_bert.core",
         "mlx_bert.encoders",
         "mlx_bert.tokenizer",
         "mlx_bert.checkpoint",
+        "mlx_bert.data",
+        "heads",
+    ),
+    "mlx_bert.training.cross_encoder": (
+        "mlx_bert.training",
+        "mlx_bert.inference",
+        "mlx_bert.task_model",
+        "mlx_bert.tokenizer",
         "mlx_bert.data",
         "heads",
     ),
@@ -90,7 +107,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 TOP = ("mlx_bert", "mlx_bert.__main__", "mlx_bert.cli")
 
 # The only ways up, and only inside a function: a raw checkpoint or hub id is convert's knowledge.
-LAZY_UPWARD = {"mlx_bert.checkpoint": ("convert",), "mlx_bert.model": ("convert",)}
+LAZY_UPWARD = {name: ("convert",) for name in ("mlx_bert.checkpoint", "mlx_bert.model", "mlx_bert.task_model")}
 
 LEAVES = {"heads": {"mlx", "numpy"}, "mlx_bert.encoders": {"mlx"}}
 METRICS = ("heads.metrics", "heads.ranking_metrics", "heads.tagging_metrics")

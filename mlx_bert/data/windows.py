@@ -67,10 +67,9 @@ def most_context(
         return owner
     for word in np.unique(words[words >= 0]):
         tokens = np.flatnonzero(words == word)
-        seen = context[:, tokens]
-        score = np.where((seen >= 0).all(axis=1), seen.min(axis=1), seen[:, 0] - total - 1)
-        best = int(score.argmax())
-        owner[tokens] = np.where(seen[best] >= 0, best, owner[tokens])
+        seen = context[:, tokens].min(axis=1)
+        if seen.max() >= 0:
+            owner[tokens] = seen.argmax()
     return owner
 
 
