@@ -124,6 +124,40 @@ def head_from_checkpoint(config: Config, tensor_names: Iterable[str]) -> HeadCon
     return _head_config(config, task, row, tensor_names)
 
 
+def new_task(config: Config, task: str, num_labels: int | None = None) -> tuple[dict[str, Any], HeadConfig]:
+    """Return the `config.json` and the head of transformers' class for a task over an encoder.
+
+    Args:
+        config: An encoder's `config.json`.
+        task: "sequence_classification", "token_classification", "masked_lm", ...
+        num_labels: Number of labels; one makes a class that scores. None for tasks that have none.
+
+    Raises:
+        ValueError: If transformers has no such class.
+    """
+    row = find_row(config, task)
+    if row is None or not is_in_transformers(config):
+        raise ValueError(
+            f"[convert] expected an architecture with a head for {task} in transformers but got "
+            f"{family_of(config)!r}. Attach a head with create_bert_with_head instead."
+        )
+    kept = {key: value for key, value in config.items() if key not in ("problem_type", "id2label", "label2id")}
+    result = {**kept, "architectures": [CLASS_PREFIX[family_of(config)] + _SUFFIXES[task]]}
+    if num_labels is not None:
+        names = {str(index): f"LABEL_{index}" for index in range(num_labels)}
+        same = len(config.get("id2label") or {}) == num_labels
+        result["id2label"] = dict(config["id2label"]) if same else names
+        result["label2id"] = {name: int(index) for index, name in result["id2label"].items()}
+        result["num_labels"] = num_labels
+    return result, _head_config(result, task, row)
+
+
+def head_paths(config: Config, task: str) -> Mapping[str, str]:
+    """Return module path in the head -> module path in a checkpoint of the task."""
+    row = find_row(config, task)
+    return {} if row is None else row.names
+
+
 def _head_config(config: Config, task: str, row: HeadMap, tensor_names: Iterable[str] | None = None) -> HeadConfig:
     encoder = find_encoder(config).Config.from_dict(config)
     config = {**encoder.modernise(config), **asdict(encoder)}
