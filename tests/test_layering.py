@@ -107,7 +107,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 TOP = ("mlx_bert", "mlx_bert.__main__", "mlx_bert.cli")
 
 # The only ways up, and only inside a function: a raw checkpoint or hub id is convert's knowledge.
-LAZY_UPWARD = {name: ("convert",) for name in ("mlx_bert.checkpoint", "mlx_bert.model", "mlx_bert.task_model")}
+LAZY_UPWARD = dict.fromkeys(("mlx_bert.checkpoint", "mlx_bert.model", "mlx_bert.task_model"), ("convert",))
 
 LEAVES = {"heads": {"mlx", "numpy"}, "mlx_bert.encoders": {"mlx"}}
 METRICS = ("heads.metrics", "heads.ranking_metrics", "heads.tagging_metrics")
