@@ -15,20 +15,28 @@ import numpy as np
 
 from mlx_bert.checkpoint import new_file
 from mlx_bert.inference.quantization import quantize_embeddings
+from mlx_bert.inference.text_files import Record, import_parquet
 
-Parts = Iterable[tuple[Sequence[str], np.ndarray]]
+Part = tuple[Sequence[Record], np.ndarray]
+Parts = Iterable[Part]
 NPY_HEADER_BYTES = 128
 
 
 def write_jsonl(parts: Parts, file: TextIO) -> int:
-    """One JSON object a line: ``{"text": ..., "embedding": [...]}``. Returns the number of lines."""
+    """One JSON object a line: ``{"id": ..., "text": ..., "embedding": [...]}``, without id where there is none.
+
+    Returns:
+        The number of lines.
+    """
     count = 0
-    for texts, embeddings in parts:
-        for text, row in zip(texts, embeddings, strict=True):
+    for records, embeddings in parts:
+        for record, row in zip(records, embeddings, strict=True):
             values = row.tolist() if row.dtype != np.float32 else [float(f"{value:.8g}") for value in row.tolist()]
-            file.write(json.dumps({"text": text, "embedding": values}, ensure_ascii=False) + "\n")
+            name = {} if record.id is None else {"id": record.id}
+            line = {**name, "text": record.text, "embedding": values}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
-        count += len(texts)
+        count += len(records)
     return count
 
 
@@ -53,10 +61,39 @@ def write_npy(parts: Parts, file: BinaryIO) -> int:
     return count
 
 
+def write_parquet(parts: Parts, file: BinaryIO) -> int:
+    """Columns ``id`` (where there are ids), ``text`` and ``embedding``, a list of D values; a row group each part.
+
+    Returns:
+        The number of rows.
+    """
+    parquet = import_parquet()
+    import pyarrow as pa
+
+    count, writer = 0, None
+    try:
+        for records, embeddings in parts:
+            columns = {"text": pa.array([record.text for record in records], pa.string())}
+            if records and records[0].id is not None:
+                kind = pa.int64() if isinstance(records[0].id, int) else pa.string()
+                columns = {"id": pa.array([record.id for record in records], kind), **columns}
+            flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+            table = pa.table(columns)
+            writer = writer or parquet.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+            count += len(records)
+    finally:
+        if writer:
+            writer.close()
+    return count
+
+
 WRITERS: dict[str, tuple[str, Callable[[Parts, Any], int]]] = {
     ".npy": ("wb", write_npy),
     ".jsonl": ("w", write_jsonl),
     ".ndjson": ("w", write_jsonl),
+    ".parquet": ("wb", write_parquet),
 }
 
 
@@ -67,6 +104,7 @@ def check_output(path: str | Path) -> Path:
         ValueError: another ending.
         FileNotFoundError: its folder does not exist.
         FileExistsError: it exists.
+        ImportError: a Parquet file, and pyarrow is missing.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
@@ -75,6 +113,8 @@ def check_output(path: str | Path) -> Path:
         raise FileNotFoundError(f"[embed] the folder {path.parent} does not exist. Create it first.")
     if path.exists():
         raise FileExistsError(f"[embed] {path} exists already. Choose another name or remove it first.")
+    if path.suffix.lower() == ".parquet":
+        import_parquet()
     return path
 
 
@@ -85,25 +125,46 @@ def write_embeddings(parts: Parts, path: Path) -> int:
         return write(parts, file)
 
 
-def quantize_parts(parts: Parts, precision: str) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+def quantize_parts(parts: Parts, precision: str, ranges: np.ndarray | None = None) -> Iterator[Part]:
     """:func:`quantize_embeddings` over a stream, with the result that the whole at once would give.
 
-    Ranges for int8 and uint8 are known only at the end: embeddings wait in a temporary file until then.
+    Args:
+        parts: records and embeddings.
+        precision: as for :func:`quantize_embeddings`.
+        ranges: lowest and highest values ``(2, D)`` of the whole. Without them, embeddings wait in a temporary file
+            until they are known, for int8 and uint8.
     """
-    if not precision.endswith("int8"):
-        for texts, embeddings in parts:
-            yield texts, quantize_embeddings(embeddings, precision)
+    if not precision.endswith("int8") or ranges is not None:
+        for records, embeddings in parts:
+            yield records, quantize_embeddings(embeddings, precision, ranges=ranges)
         return
     with tempfile.TemporaryFile() as spool, tempfile.TemporaryFile() as words:
-        sizes, low, high = [], np.inf, -np.inf
-        for texts, embeddings in parts:
-            np.save(spool, embeddings)
-            words.write(json.dumps(list(texts)).encode() + b"\n")
-            sizes.append(len(embeddings))
-            low, high = np.minimum(low, embeddings.min(axis=0)), np.maximum(high, embeddings.max(axis=0))
+        sizes: list[int] = []
+
+        def spooled() -> Iterator[np.ndarray]:
+            for records, embeddings in parts:
+                np.save(spool, embeddings)
+                words.write(json.dumps(list(records)).encode() + b"\n")
+                sizes.append(len(embeddings))
+                yield embeddings
+
+        ranges = value_ranges(spooled())
         spool.seek(0)
         words.seek(0)
-        ranges = None if sum(sizes) < 2 else np.stack([low, high])  # one embedding has no range: refused there
         for _ in sizes:
-            texts, embeddings = json.loads(words.readline()), np.load(spool)
-            yield texts, quantize_embeddings(embeddings, precision, ranges=ranges)
+            records, embeddings = [Record(*each) for each in json.loads(words.readline())], np.load(spool)
+            yield records, quantize_embeddings(embeddings, precision, ranges=ranges)
+
+
+def value_ranges(embeddings: Iterable[np.ndarray]) -> np.ndarray | None:
+    """Lowest and highest value of each dimension over parts ``(n, D)``: ``(2, D)``.
+
+    None for fewer than two embeddings, which have no range: :func:`quantize_embeddings` refuses them.
+    """
+    count, low, high = 0, None, None
+    for part in embeddings:
+        if len(part):
+            count += len(part)
+            low = part.min(axis=0) if low is None else np.minimum(low, part.min(axis=0))
+            high = part.max(axis=0) if high is None else np.maximum(high, part.max(axis=0))
+    return None if count < 2 else np.stack([low, high])

@@ -2,8 +2,13 @@
 
 import csv
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from mlx_bert.__main__ import main
 from mlx_bert.inference.embedding_files import quantize_parts, write_embeddings
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.quantization import quantize_embeddings
+from mlx_bert.inference.text_files import Record
 
 TEXTS = ["the movie was good", "", 'a bad day, "quoted"', "naïve 東京", "good good good"]
 
@@ -38,8 +44,8 @@ def test_as_a_process(tiny_bert_folder, expected):
     result = subprocess.run([*command, "--input", "nowhere.txt"], capture_output=True, check=False)
     assert result.returncode == 2
     assert result.stderr.decode() == (
-        "mlx-bert embed: error: [embed] nowhere.txt does not exist. "
-        "Give a file of texts: .txt, .jsonl, .ndjson, .csv, .tsv.\n"
+        "mlx-bert embed: error: [texts] nowhere.txt does not exist. "
+        "Give a file of texts: .txt, .jsonl, .ndjson, .csv, .tsv, .parquet.\n"
     )
 
 
@@ -84,7 +90,7 @@ def test_options_reach_the_encoder(tiny_bert_folder, tmp_path):
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
 def test_precision_in_a_stream_equals_the_whole(tmp_path, precision):
     values = np.random.default_rng(0).normal(size=(110, 16)).astype(np.float32)
-    parts = [([""] * len(part), part) for part in np.array_split(values, 7)]
+    parts = [([Record("")] * len(part), part) for part in np.array_split(values, 7)]
     assert write_embeddings(quantize_parts(parts, precision), tmp_path / "out.npy") == 110
     stored = np.load(tmp_path / "out.npy", mmap_mode="r")
     whole = quantize_embeddings(values, precision)
@@ -141,7 +147,9 @@ def test_not_utf8(tiny_bert_folder, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["a", "--input", "b.txt"], "texts or --input but got both"),
-        (["a", "--output", "a.parquet"], "an output ending in .npy, .jsonl"),
+        (["a", "--output", "a.docx"], "an output ending in .npy, .jsonl, .ndjson, .parquet but got a.docx"),
+        (["a", "--resume"], "--resume goes on with a file: give --input and --output"),
+        (["a", "--window", "0"], "expected a --window of at least 1 but got 0"),
         (["a", "--output", "nowhere/a.npy"], "the folder nowhere does not exist"),
         (["a", "--similarity"], "at least 2 texts for --similarity but got 1"),
         (["a", "b", "--similarity", "--precision", "int8"], "leave out --output and --precision"),
@@ -161,3 +169,140 @@ def test_an_existing_output_is_kept(tiny_bert_folder, tmp_path, capsys):
     assert embed(tiny_bert_folder, "a", "--output", tmp_path / "out.npy") == 2
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "out.npy").read_text() == "mine"
+
+
+# --- jobs: files to a file --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """3000 texts of 0 to 29 words, with ids."""
+    words = ["movie", "good", "bad", "day", "was", "the"]
+    path = tmp_path_factory.mktemp("many") / "many.jsonl"
+    rows = ({"id": i, "text": " ".join(words[i * k % 6] for k in range(i % 30))} for i in range(3000))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_bert_folder, many):
+    """What an undisturbed run writes."""
+    path = many.with_name("whole.npy")
+    assert embed(tiny_bert_folder, "--input", many, "--output", path, "--window", 20) == 0
+    return path.read_bytes()
+
+
+def command(folder, *arguments):
+    return [sys.executable, "-m", "mlx_bert", "embed", "--model", str(folder), *map(str, arguments)]
+
+
+def kill_when_started(process, folder, windows=3):
+    """SIGKILL, all processes of its group, once so many windows are done."""
+    until = time.monotonic() + 60
+    while len(list(folder.glob("window-*.npy"))) < windows:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_job_is_resumed_with_the_same_bits(tiny_bert_folder, many, whole, tmp_path, capsys):
+    output, partial = tmp_path / "out.npy", tmp_path / "out.npy.partial"
+    arguments = ["--input", many, "--output", output, "--window", 20]
+    process = subprocess.Popen(command(tiny_bert_folder, *arguments), start_new_session=True)
+    kill_when_started(process, partial)
+    assert not output.exists()
+    done = len(list(partial.glob("window-*.npy")))
+    assert 3 <= done < 150
+    (partial / ".window-00000149.npy.half").write_bytes(b"half")
+    assert embed(tiny_bert_folder, *arguments) == 2
+    assert (
+        f"out.npy.partial holds {20 * done:,} of 3,000 embeddings of a job that did not finish"
+        in capsys.readouterr().err
+    )
+    assert embed(tiny_bert_folder, *arguments, "--resume", "--normalize") == 2
+    assert "holds work of another job: normalize_embeddings was False and is True" in capsys.readouterr().err
+    assert embed(tiny_bert_folder, *arguments, "--resume") == 0
+    assert f"{20 * done:,} of 3,000 embeddings are done already" in capsys.readouterr().err
+    assert output.read_bytes() == whole
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.npy"]
+
+
+def launched(folder, *arguments):
+    """The command for two processes, on ports that are free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = Path(sys.executable).with_name("mlx.launch")
+    return [str(launch), "-n", "2", "--starting-port", str(port - port % 2), "--", *command(folder, *arguments)]
+
+
+def test_two_processes_share_a_job(tiny_bert_folder, many, whole, tmp_path):
+    """Equal to one process's result, also after a kill of both."""
+    output, partial = tmp_path / "out.npy", tmp_path / "out.npy.partial"
+    arguments = ["--input", many, "--output", output, "--window", 20]
+    run = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(launched(tiny_bert_folder, *arguments), start_new_session=True, **run)
+    kill_when_started(process, partial)
+    assert not output.exists()
+    result = subprocess.run(launched(tiny_bert_folder, *arguments, "--resume"), check=True, text=True, **run)
+    assert "3,000 embeddings in" in result.stderr
+    assert output.read_bytes() == whole
+
+
+def test_parquet_in_and_out(tiny_bert_folder, expected, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": list(range(7, 12)), "body": TEXTS}), tmp_path / "in.parquet")
+    arguments = ["--input", tmp_path / "in.parquet", "--column", "body", "--window", 2]
+    assert embed(tiny_bert_folder, *arguments, "--output", tmp_path / "out.parquet") == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.types == [pa.int64(), pa.string(), pa.list_(pa.float32(), 32)]
+    assert table["id"].to_pylist() == list(range(7, 12))
+    assert table["text"].to_pylist() == TEXTS
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, atol=1e-5)
+    assert embed(tiny_bert_folder, *arguments, "--precision", "int8", "--output", tmp_path / "int8.parquet") == 0
+    stored = pq.read_table(tmp_path / "int8.parquet")
+    assert stored.schema.field("embedding").type == pa.list_(pa.int8(), 32)
+    whole = quantize_embeddings(np.array(table["embedding"].to_pylist(), np.float32), "int8")
+    np.testing.assert_array_equal(np.array(stored["embedding"].to_pylist()), whole)
+    assert embed(tiny_bert_folder, *arguments, "--output", tmp_path / "out.jsonl") == 0
+    lines = rows((tmp_path / "out.jsonl").read_text())
+    assert [(line["id"], line["text"]) for line in lines] == list(zip(range(7, 12), TEXTS, strict=True))
+
+
+def test_several_files_are_one_input(tiny_bert_folder, expected, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS[:2]) + "\n")
+    (tmp_path / "b.txt").write_text("\n".join(TEXTS[2:]) + "\n")
+    for number, given in enumerate([["a.txt", "b.txt"], ["."], ["*.txt"]]):
+        output = tmp_path / f"{number}.npy"
+        assert embed(tiny_bert_folder, "--input", *(tmp_path / name for name in given), "--output", output) == 0
+        np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
+
+
+def test_an_interruption_tells_how_to_go_on(tiny_bert_folder, many, tmp_path, capsys, monkeypatch):
+    calls = []
+    encode = SentenceEncoder.encode
+
+    def interrupted(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, *args, **options)
+
+    monkeypatch.setattr(SentenceEncoder, "encode", interrupted)
+    arguments = ["--input", many, "--output", tmp_path / "out.npy", "--window", 100]
+    assert embed(tiny_bert_folder, *arguments) == 130
+    error = capsys.readouterr().err
+    assert "go on with --resume" in error
+    assert "Traceback" not in error
+    assert sorted(entry.name for entry in (tmp_path / "out.npy.partial").iterdir()) == [
+        "job.json",
+        "window-00000000.npy",
+        "window-00000001.npy",
+    ]
+    assert not (tmp_path / "out.npy").exists()
+    assert embed(tiny_bert_folder, *arguments, "--resume") == 0
+    assert len(calls) == 3 + 28
