@@ -66,6 +66,35 @@ def quantize_embeddings(
     return (steps - 128 if precision == "int8" else steps).astype(dtype)
 
 
+def dequantize_embeddings(
+    codes: np.ndarray, precision: str, ranges: np.ndarray | None = None, width: int | None = None
+) -> np.ndarray:
+    """What the codes of :func:`quantize_embeddings` stand for.
+
+    Args:
+        codes: ``(N, D)``, or ``(N, ceil(D / 8))`` for bits.
+        precision: with which they were made.
+        ranges: the ``(2, D)`` with which they were made, for int8 and uint8.
+        width: D, for bits; None keeps those that fill the last byte.
+
+    Returns:
+        ``(N, D)`` float32: the lower end of each value's step, or 0 and 1 for bits.
+
+    Raises:
+        ValueError: an unknown precision, or int8 or uint8 without ranges.
+    """
+    if check_precision(precision) == "float32":
+        return codes
+    if precision.endswith("binary"):
+        packed = codes.view(np.uint8) ^ (0x80 if precision == "binary" else 0)
+        return np.unpackbits(packed, axis=-1)[..., :width].astype(np.float32)
+    if ranges is None:
+        raise ValueError(f"[encode] expected ranges to read {precision} codes but got none. Give those of making them.")
+    low, high = np.asarray(ranges, np.float32)
+    step = (high - low) / 255
+    return (codes.astype(np.float32) + (128 if precision == "int8" else 0)) * np.where(step == 0, 1, step) + low
+
+
 def _ranges(
     embeddings: np.ndarray, ranges: np.ndarray | None, calibration: np.ndarray | None, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
