@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from heads.class_weights import class_weights_from_counts
-from mlx_bert.data.readers import Example, Problems
+from mlx_bert.data.kinds import Example
+from mlx_bert.data.sources import Problems
 
 
 @dataclass(frozen=True)

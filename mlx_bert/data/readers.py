@@ -1,56 +1,35 @@
-"""Labelled texts from CSV, TSV and JSON Lines files or from memory, checked in one pass.
+"""Examples of any kind from any source, checked in one pass that reports every bad row with its line.
 
-Every bad row is reported with its line, not just the first. An example is a dict with ``text``, optionally
-``text_pair`` and ``label``, and ``line`` (its place in the file, or its number in a list, from 1).
+An example is a dict with the roles of its kind (``text``, ``label``, ...; see ``mlx_bert/data/kinds.py``) and ``line``:
+its place in the file, or its number in a list, from 1.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mlx_bert.data.kinds import PAIR, TEXT, Example, Field, Kind, class_or_none, columns_of, kind_of, number
+from mlx_bert.data.sources import Problems, Source, Table, read_rows
+from mlx_bert.data.sources import read_table as read_table
 
 LABEL_KINDS = ("class", "multilabel", "number")
-SHOWN_PROBLEMS = 10
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
-
-Example = dict[str, Any]
-Source = str | Path | Iterable[Mapping[str, Any]]
+Columns = Mapping[str, str | Sequence[str] | None]
 
 
-class Row(NamedTuple):
-    """One row as it was read: the values, or what is wrong with it."""
+class Examples(list[Example]):
+    """Checked examples.
 
-    line: int
-    values: Mapping[str, Any]
-    problem: str | None = None
+    Attributes:
+        classes: for roles whose source names its classes (``ClassLabel``, or a column for each label), the names in
+            their order.
+    """
 
+    classes: dict[str, tuple[str, ...]]
 
-class Problems:
-    """Collects what is wrong with the rows of one source and raises once, at the end."""
-
-    def __init__(self, name: str, unit: str = "line") -> None:
-        self.name = name
-        self.unit = unit
-        self.found: list[tuple[int, str]] = []
-
-    def add(self, line: int, message: str) -> None:
-        self.found.append((line, message))
-
-    def raise_if_any(self) -> None:
-        """Raise ValueError naming every bad row, up to a shown limit."""
-        if not self.found:
-            return
-        shown = [f"  {self.unit} {line}: {message}" for line, message in self.found[:SHOWN_PROBLEMS]]
-        if (hidden := len(self.found) - SHOWN_PROBLEMS) > 0:
-            shown.append(f"  and {hidden} more")
-        count = f"{len(self.found)} bad row{'s' if len(self.found) > 1 else ''}"
-        raise ValueError(f"[data] {self.name} has {count}. Correct or remove them.\n" + "\n".join(shown))
+    def __init__(self, examples: Sequence[Example], classes: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(examples)
+        self.classes = dict(classes)
 
 
 def read_examples(
@@ -60,13 +39,14 @@ def read_examples(
     pair_column: str | None = None,
     label_kind: str = "class",
     label_separator: str = "|",
-) -> list[Example]:
+) -> Examples:
     """Read and check labelled texts.
 
     Args:
-        source: a ``.csv``, ``.tsv`` (with a header line), ``.jsonl`` or ``.ndjson`` file in UTF-8, or dicts.
+        source: as :func:`mlx_bert.data.sources.read_rows` takes it.
         text_column: column of the text.
-        label_column: column of the label; None for texts without labels.
+        label_column: column of the label, or several joined by commas (numbers, or labels of 0 and 1); None for texts
+            without labels.
         pair_column: column of the second text of a pair.
         label_kind: ``"class"`` (one name each, kept as a string), ``"multilabel"`` (a list of names, or names joined
             by ``label_separator``; may be empty) or ``"number"`` (a finite number, or a list of them).
@@ -81,174 +61,141 @@ def read_examples(
     """
     if label_kind not in LABEL_KINDS:
         raise ValueError(f"[data] expected label_kind to be one of {', '.join(LABEL_KINDS)} but got {label_kind!r}.")
-    rows, name, unit = _rows(source)
-    if not rows:
-        raise ValueError(f"[data] {name} has no rows. Give at least one example.")
-    wanted = {"text": text_column, "text_pair": pair_column, "label": label_column}
-    wanted = {key: column for key, column in wanted.items() if column is not None}
-    columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    if not columns:  # nothing could be parsed: the problems say more than a missing column would
-        columns = list(wanted.values())
-    if missing := [column for column in wanted.values() if column not in columns]:
-        raise ValueError(
-            f"[data] {name} has no column {', '.join(map(repr, missing))}. It has {', '.join(map(repr, columns))}. "
-            "Name the columns of the text and the label."
-        )
-    problems, examples = Problems(name, unit), []
-    for row in rows:
+    columns = {"text": text_column, "text_pair": pair_column, "label": label_column}
+    return read_kind(source, label_kind, columns, label_separator, label_column is not None)
+
+
+def read_kind(
+    source: Source, kind: str, columns: Columns | None = None, separator: str = "|", labelled: bool = True
+) -> Examples:
+    """Read and check examples of a kind.
+
+    Args:
+        source: as :func:`mlx_bert.data.sources.read_rows` takes it.
+        kind: a key of ``KINDS``.
+        columns: role -> column, where the data do not have one of the customary names; several (a list, or joined by
+            commas) for a role that is spread over columns. With ``text_pair`` texts are pairs; ``weight`` names a
+            column of sampling weights.
+        separator: what joins several names or texts in one cell.
+        labelled: False reads no targets.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown kind, a missing column, no rows, or bad rows (all of them, with their lines).
+    """
+    given = {role: column for role, column in (columns or {}).items() if column is not None}
+    wanted = kind_of(kind, separator, "text_pair" in given)
+    if not labelled:
+        targets = [role for role, field in wanted.fields.items() if field.target]
+        wanted = replace(wanted, fields={role: wanted.fields[role] for role in wanted.fields if role not in targets})
+        given = {role: column for role, column in given.items() if role not in targets}
+    if "weight" in given:
+        wanted = replace(wanted, fields={**wanted.fields, "weight": Field((), _weight)})
+    return _checked(read_rows(source), wanted, given)
+
+
+def read_tasks(
+    source: Source, tasks: Mapping[str, str], text_column: str | None = None, pair_column: str | None = None
+) -> Examples:
+    """Read texts with a column of classes for each task; a cell may be empty, but not all of a row.
+
+    Args:
+        source: as :func:`mlx_bert.data.sources.read_rows` takes it.
+        tasks: task -> column.
+        text_column, pair_column: as in :func:`read_examples`.
+
+    Returns:
+        One dict per row: ``text``, maybe ``text_pair``, ``label`` {task: class name or None}, ``line``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as :func:`read_kind`.
+    """
+    prefixed = {f"task {task}": Field((column,), class_or_none) for task, column in tasks.items()}
+
+    def gather(example: Example) -> None:
+        example["label"] = {task: example.pop(f"task {task}") for task in tasks}
+        if not any(example["label"].values()):
+            raise ValueError(f"expected a label of at least one task: {', '.join(tasks)}")
+
+    texts = {"text": TEXT, **({"text_pair": PAIR} if pair_column else {})}
+    given = {"text": text_column, "text_pair": pair_column}
+    examples = _checked(
+        read_rows(source), Kind({**texts, **prefixed}, gather), {role: name for role, name in given.items() if name}
+    )
+    examples.classes = {role.removeprefix("task "): names for role, names in examples.classes.items()}
+    return examples
+
+
+def _weight(value: object, column: str) -> float:
+    found = number(value, column)
+    if found < 0:
+        raise ValueError(f"expected a weight of 0 or more in column {column!r} but got {found}")
+    return found
+
+
+def _checked(table: Table, kind: Kind, given: Columns) -> Examples:
+    """The examples of a table, or an error that names every bad row."""
+    if not table.rows:
+        raise ValueError(f"[data] {table.name} has no rows. Give at least one example.")
+    if kind.arrange:
+        table = table._replace(rows=kind.arrange(table.rows, {k: v for k, v in given.items() if isinstance(v, str)}))
+    wanted = _columns(table, kind, given)
+    problems, examples = Problems(table.name, table.unit), []
+    length: int | None = None
+    for row in table.rows:
         if row.problem:
             problems.add(row.line, row.problem)
             continue
         example: Example = {"line": row.line}
         try:
-            for key, column in wanted.items():
-                if column not in row.values:
-                    raise ValueError(f"column {column!r} is missing")
-                value = row.values[column]
-                example[key] = (
-                    _label(value, column, label_kind, label_separator) if key == "label" else _text(value, column)
-                )
+            for role, columns in wanted.items():
+                missing = [column for column in columns if column not in row.values]
+                if missing and not kind.fields[role].required:
+                    continue
+                if missing and kind.fields[role].parse is not class_or_none:
+                    raise ValueError(f"column {missing[0]!r} is missing")
+                values = {column: row.values.get(column) for column in columns}
+                value = values if len(columns) > 1 else values[columns[0]]
+                example[role] = kind.fields[role].parse(value, columns[0])
+            if kind.check:
+                kind.check(example)
+            if kind.same_length in example:
+                found = _length(example[kind.same_length])
+                length = found if length is None else length
+                if found != length:
+                    raise ValueError(f"expected {kind.same_length} of {length} items as before but got {found}")
         except ValueError as error:
             problems.add(row.line, str(error))
         else:
             examples.append(example)
     problems.raise_if_any()
-    return examples
+    classes = {role: table.classes[names[0]] for role, names in wanted.items() if names[0] in table.classes}
+    spread = {role: tuple(names) for role, names in wanted.items() if len(names) > 1 and role == "label"}
+    return Examples(examples, {**classes, **spread})
 
 
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text in column {column!r} but got {_shown(value)}")
-    if not value.strip():
-        raise ValueError(f"empty text in column {column!r}")
-    return value
+def _columns(table: Table, kind: Kind, given: Columns) -> dict[str, list[str]]:
+    """Role -> the columns to read it from; roles that need not be there and are not left out."""
+    present = table.columns
+    if unknown := sorted(set(given) - set(kind.fields)):
+        raise ValueError(f"[data] expected columns of {', '.join(kind.fields)} but got one of {', '.join(unknown)}.")
+    wanted = {}
+    for role, field in kind.fields.items():
+        columns = columns_of(field, given.get(role), present)
+        if not present and not columns:  # nothing could be parsed: the problems say more than a missing column would
+            columns = list(field.columns[:1])
+        missing = [column for column in columns if present and column not in present]
+        if missing or (field.required and not columns):
+            names = missing or field.columns
+            raise ValueError(
+                f"[data] {table.name} has no column {' or '.join(map(repr, names))}. It has "
+                f"{', '.join(map(repr, present))}. Name the column of the {role}."
+            )
+        if columns:
+            wanted[role] = columns
+    return wanted
 
 
-def _label(value: Any, column: str, kind: str, separator: str) -> Any:
-    if kind == "multilabel":
-        names = value.split(separator) if isinstance(value, str) else value
-        if not isinstance(names, (list, tuple)):
-            raise ValueError(f"expected a list of labels in column {column!r} but got {_shown(value)}")
-        return [_class_name(name, column) for name in names if not (isinstance(name, str) and not name.strip())]
-    if kind == "number":
-        if isinstance(value, (list, tuple)):
-            return [_number(item, column) for item in value]
-        return _number(value, column)
-    return _class_name(value, column)
-
-
-def _class_name(value: Any, column: str) -> str:
-    if isinstance(value, float) and value.is_integer():  # what other tools write for a column of whole numbers
-        value = int(value)
-    if not isinstance(value, (str, int)):
-        raise ValueError(f"expected a class name in column {column!r} but got {_shown(value)}")
-    name = str(value).strip()
-    if not name:
-        raise ValueError(f"empty label in column {column!r}")
-    return name
-
-
-def _number(value: Any, column: str) -> float:
-    try:
-        number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"expected a finite number in column {column!r} but got {_shown(value)}")
-    return number
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-# --- sources ----------------------------------------------------------------------------------------------------------
-
-
-def read_table(source: Source) -> list[dict[str, Any]]:
-    """All columns of a source, unchecked but for its form: one dict per row.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another file type, or rows that cannot be parsed (all of them, with their lines).
-    """
-    rows, name, unit = _rows(source)
-    problems = Problems(name, unit)
-    for row in rows:
-        if row.problem:
-            problems.add(row.line, row.problem)
-    problems.raise_if_any()
-    return [dict(row.values) for row in rows]
-
-
-def _rows(source: Source) -> tuple[list[Row], str, str]:
-    """The rows of a source, its name and what its rows are counted in."""
-    if not isinstance(source, (str, Path)):
-        return [_memory_row(number, item) for number, item in enumerate(source, 1)], "the data in memory", "example"
-    path = Path(source)
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise FileNotFoundError(f"[data] {path} does not exist. Give a .csv, .tsv or .jsonl file.")
-    if suffix not in DELIMITERS and suffix not in JSON_LINES:
-        known = ", ".join([*DELIMITERS, *JSON_LINES])
-        raise ValueError(f"[data] expected a file ending in {known} but got {path}. Convert or rename it.")
-    text = _decode(path)
-    rows = list(_json_lines(text) if suffix in JSON_LINES else _delimited(text, DELIMITERS[suffix], str(path)))
-    return rows, str(path), "line"
-
-
-def _memory_row(number: int, item: Any) -> Row:
-    if not isinstance(item, Mapping):
-        return Row(number, {}, f"expected a dict but got {_shown(item)}")
-    return Row(number, item)
-
-
-def _decode(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"[data] {path} line {line} is not UTF-8. Save the file in UTF-8.") from None
-
-
-def _json_lines(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield Row(number, {}, f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})")
-            continue
-        if isinstance(values, dict):
-            yield Row(number, values)
-        else:
-            yield Row(number, {}, f"expected a JSON object but got {_shown(values)}")
-
-
-def _delimited(text: str, delimiter: str, name: str) -> Iterator[Row]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: Sequence[str] | None = None
-    start = 1
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # the rest cannot be told apart any more
-            yield Row(start, {}, f"not valid CSV ({error}); is a quote left open?")
-            return
-        line, start = start, reader.line_num + 1
-        if not cells:
-            continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            if twice := sorted({column for column in header if header.count(column) > 1}):
-                raise ValueError(f"[data] {name} names columns {', '.join(map(repr, twice))} twice. Rename one.")
-        elif len(cells) != len(header):
-            yield Row(line, {}, f"expected {len(header)} fields as in the header but got {len(cells)}")
-        else:
-            yield Row(line, dict(zip(header, cells, strict=True)))
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, list) else 1

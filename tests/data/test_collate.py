@@ -47,6 +47,12 @@ def test_padding_and_masks(side):
     assert "token_type_ids" not in batch
 
 
+def test_exact_pads_to_the_longest_row():
+    rows = [{"input_ids": [1] * 5}, {"input_ids": [2] * 18}]
+    assert Collator(0, exact=True)(rows)["input_ids"].shape == (2, 18)
+    assert Collator(0)(rows)["input_ids"].shape == (2, 32)
+
+
 def test_nothing_padded_has_no_mask_and_the_bound_holds():
     batch = Collator(0, max_length=20)([{"input_ids": [1] * 20}, {"input_ids": [2] * 20}])
     assert batch["input_ids"].shape == (2, 20)

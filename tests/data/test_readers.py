@@ -36,8 +36,12 @@ def test_a_unicode_line_separator_does_not_cut_a_line(tmp_path):
 def test_label_kinds():
     rows = [{"text": "a", "label": "x|y"}, {"text": "b", "label": ""}, {"text": "c", "label": ["z"]}]
     assert [e["label"] for e in read_examples(rows, label_kind="multilabel")] == [["x", "y"], [], ["z"]]
-    rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": [1, 2]}]
-    assert [e["label"] for e in read_examples(rows, label_kind="number")] == [1.5, [1.0, 2.0]]
+    rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": 2}]
+    assert [e["label"] for e in read_examples(rows, label_kind="number")] == [1.5, 2.0]
+    rows = [{"text": "a", "label": "[1, 2.5]"}, {"text": "b", "label": [1, 2]}]
+    assert [e["label"] for e in read_examples(rows, label_kind="number")] == [[1.0, 2.5], [1.0, 2.0]]
+    with pytest.raises(ValueError, match="example 3: expected label of 2 items as before but got 1"):
+        read_examples([*rows, {"text": "c", "label": 1}], label_kind="number")
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 2.0}]
     assert [e["label"] for e in read_examples(rows)] == ["1", "2"]
 

@@ -1,0 +1,368 @@
+"""Rows of a data source, whatever its format: CSV, TSV, JSON Lines, JSON (SQuAD too), CoNLL, Parquet, datasets.
+
+Every bad row is remembered with its line, not just the first. Where a format names the classes of a column (the
+``ClassLabel`` of Hugging Face's ``datasets``, in memory, on disk or in a Parquet file), rows hold the names and
+``classes`` their order.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SHOWN_PROBLEMS = 10
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+CONLL = (".conll", ".bio", ".iob", ".iob2")
+PARQUET = (".parquet",)
+FILES = (*DELIMITERS, *JSON_LINES, ".json", *CONLL, *PARQUET)
+HUB = "hub:"
+
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+
+class Row(NamedTuple):
+    """One row as it was read: the values, or what is wrong with it."""
+
+    line: int
+    values: Mapping[str, Any]
+    problem: str | None = None
+
+
+class Table(NamedTuple):
+    """The rows of a source.
+
+    Attributes:
+        rows: all of them, bad ones included.
+        name: what messages call the source.
+        unit: what its rows are counted in: ``"line"``, ``"row"`` or ``"example"``.
+        classes: names of the classes of a column in the order of their ids, where the source says so.
+    """
+
+    rows: list[Row]
+    name: str
+    unit: str
+    classes: Mapping[str, tuple[str, ...]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns, in the order of their appearance."""
+        return list(dict.fromkeys(column for row in self.rows for column in row.values))
+
+
+class Problems:
+    """Collects what is wrong with the rows of one source and raises once, at the end."""
+
+    def __init__(self, name: str, unit: str = "line") -> None:
+        self.name = name
+        self.unit = unit
+        self.found: list[tuple[int, str]] = []
+
+    def add(self, line: int, message: str) -> None:
+        self.found.append((line, message))
+
+    def raise_if_any(self) -> None:
+        """Raise ValueError naming every bad row, up to a shown limit."""
+        if not self.found:
+            return
+        shown = [f"  {self.unit} {line}: {message}" for line, message in self.found[:SHOWN_PROBLEMS]]
+        if (hidden := len(self.found) - SHOWN_PROBLEMS) > 0:
+            shown.append(f"  and {hidden} more")
+        count = f"{len(self.found)} bad row{'s' if len(self.found) > 1 else ''}"
+        raise ValueError(f"[data] {self.name} has {count}. Correct or remove them.\n" + "\n".join(shown))
+
+
+def read_rows(source: Source) -> Table:
+    """The rows of a source.
+
+    Args:
+        source: a file by its ending (``.csv`` and ``.tsv`` with a header line, ``.jsonl``, ``.ndjson``, ``.json``,
+            ``.conll``, ``.bio``, ``.iob``, ``.parquet``), text in UTF-8; a folder that ``datasets`` saved or can load;
+            ``hub:NAME[:CONFIG]`` for a data set of the Hugging Face hub; a folder or hub name may end in ``@SPLIT``;
+            a ``Dataset`` or ``DatasetDict``; or dicts.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: Parquet without pyarrow, or a data set without ``datasets``.
+        ValueError: another file type, a file that is not of its type, or a data set of several splits and none named.
+    """
+    if not isinstance(source, (str, Path)):
+        if _is_dataset(source):
+            return _dataset_table(source, None, "the data set in memory")
+        rows = [_memory_row(number, item) for number, item in enumerate(source, 1)]
+        return Table(rows, "the data in memory", "example", {})
+    path = Path(source)
+    if path.is_file():
+        return _file_table(path)
+    name, split = split_of(str(source))
+    if name.startswith(HUB):
+        dataset, _, config = name.removeprefix(HUB).partition(":")
+        return _dataset_table(_load_dataset(dataset, config or None, split), split, str(source))
+    if Path(name).is_dir():
+        return _dataset_table(_load_folder(Path(name), split), split, str(source))
+    raise FileNotFoundError(
+        f"[data] {source} does not exist. Give a file ({', '.join(FILES)}), a folder saved with datasets, or "
+        f"{HUB}NAME[:CONFIG][@SPLIT] for a data set of the hub."
+    )
+
+
+def split_of(source: str) -> tuple[str, str | None]:
+    """``name@split`` -> name and split; the split is None if none is named."""
+    name, at, split = source.rpartition("@")
+    return (name, split) if at and name and "/" not in split else (source, None)
+
+
+def read_table(source: Source) -> list[dict[str, Any]]:
+    """All columns of a source, unchecked but for its form: one dict per row.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another file type, or rows that cannot be parsed (all of them, with their lines).
+    """
+    table = read_rows(source)
+    problems = Problems(table.name, table.unit)
+    for row in table.rows:
+        if row.problem:
+            problems.add(row.line, row.problem)
+    problems.raise_if_any()
+    return [dict(row.values) for row in table.rows]
+
+
+def _memory_row(number: int, item: Any) -> Row:
+    if not isinstance(item, Mapping):
+        return Row(number, {}, f"expected a dict but got {shown(item)}")
+    return Row(number, item)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _file_table(path: Path) -> Table:
+    suffix, name = path.suffix.lower(), str(path)
+    if suffix in PARQUET:
+        return _parquet(path)
+    if suffix not in FILES:
+        raise ValueError(f"[data] expected a file ending in {', '.join(FILES)} but got {path}. Convert or rename it.")
+    text = _decode(path)
+    if suffix == ".json":
+        return Table(list(_json(text, name)), name, "example", {})
+    if suffix in CONLL:
+        return Table(list(_conll(text)), name, "line", {})
+    rows = _json_lines(text) if suffix in JSON_LINES else _delimited(text, DELIMITERS[suffix], name)
+    return Table(list(rows), name, "line", {})
+
+
+def _decode(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"[data] {path} line {line} is not UTF-8. Save the file in UTF-8.") from None
+
+
+def _json_lines(text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield Row(number, {}, f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})")
+            continue
+        if isinstance(values, dict):
+            yield Row(number, values)
+        else:
+            yield Row(number, {}, f"expected a JSON object but got {shown(values)}")
+
+
+def _json(text: str, name: str) -> Iterator[Row]:
+    """A list of objects, alone or under ``data``; SQuAD's articles become a row per question."""
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise ValueError(f"[data] {name} is not valid JSON ({place}). A file of a row a line is .jsonl.") from None
+    items = values.get("data") if isinstance(values, dict) else values
+    if not isinstance(items, list):
+        raise ValueError(
+            f"[data] expected a list of objects in {name}, alone or under 'data', but got {shown(values)}."
+        )
+    if not any(isinstance(item, dict) and "paragraphs" in item for item in items):
+        yield from (_memory_row(number, item) for number, item in enumerate(items, 1))
+        return
+    try:
+        questions = [
+            {"title": article.get("title"), "context": paragraph.get("context"), **question}
+            for article in items
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"[data] expected SQuAD's articles of paragraphs with qas in {name}. Correct it.") from None
+    yield from (Row(number, values) for number, values in enumerate(questions, 1))
+
+
+def _conll(text: str) -> Iterator[Row]:
+    """A token a line, its tag in the last column, an empty line after each sentence: ``tokens`` and ``tags``."""
+    tokens: list[str] = []
+    tags: list[str] = []
+    first, problem = 1, None
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if tokens or problem:
+                yield Row(first, {"tokens": tokens, "tags": tags}, problem)
+            tokens, tags, problem = [], [], None
+            continue
+        if re.match(r"#\s+\S+\s*=", line):  # what CoNLL-U says about a sentence
+            continue
+        cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+        if not tokens and not problem:
+            first = number
+        if len(cells) < 2 or not cells[0] or not cells[-1]:
+            problem = problem or f"expected a token and its tag in line {number} but got {shown(line)}"
+            continue
+        tokens.append(cells[0])
+        tags.append(cells[-1])
+
+
+def _delimited(text: str, delimiter: str, name: str) -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: Sequence[str] | None = None
+    start = 1
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the rest cannot be told apart any more
+            yield Row(start, {}, f"not valid CSV ({error}); is a quote left open?")
+            return
+        line, start = start, reader.line_num + 1
+        if not cells:
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            if twice := sorted({column for column in header if header.count(column) > 1}):
+                raise ValueError(f"[data] {name} names columns {', '.join(map(repr, twice))} twice. Rename one.")
+        elif len(cells) != len(header):
+            yield Row(line, {}, f"expected {len(header)} fields as in the header but got {len(cells)}")
+        else:
+            yield Row(line, dict(zip(header, cells, strict=True)))
+
+
+# --- libraries that are extras ----------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> Table:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f'[data] {path} needs pyarrow. Install it: pip install "mlx-bert[parquet]".') from None
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"[data] {path} cannot be read as Parquet: {error}. Write it again.") from None
+    features: Mapping[str, Any] = {}
+    if written := (table.schema.metadata or {}).get(b"huggingface"):  # what datasets says of its columns
+        features = json.loads(written).get("info", {}).get("features", {})
+    return _named_rows(table.to_pylist(), str(path), {name: _class_names(each) for name, each in features.items()})
+
+
+def _is_dataset(source: Any) -> bool:
+    return type(source).__module__.split(".")[0] == "datasets"
+
+
+def _load_folder(path: Path, split: str | None) -> Any:
+    """A data set from a folder of ``save_to_disk``, or from a folder of data files."""
+    datasets = _datasets(path)
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        data = datasets.load_from_disk(str(path))
+        if split is not None and not isinstance(data, Mapping) and str(data.split) != split:
+            raise ValueError(f"[data] expected a split {split!r} but {path} is one data set. Leave @{split} out.")
+        return data
+    return _load_dataset(str(path), None, split)
+
+
+def _load_dataset(name: str, config: str | None, split: str | None) -> Any:
+    datasets = _datasets(name)
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the library raises many kinds: no such data set, config or split, no network
+        wanted = f"{name}{f':{config}' if config else ''}{f'@{split}' if split else ''}"
+        raise ValueError(f"[data] datasets cannot load {wanted}: {error}") from None
+
+
+def _datasets(what: Any) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f'[data] {what} needs datasets. Install it: pip install "mlx-bert[datasets]".') from None
+    return datasets
+
+
+def _dataset_table(data: Any, split: str | None, name: str) -> Table:
+    if isinstance(data, Mapping):  # splits
+        if split is None and len(data) == 1:
+            (split,) = data
+        if split not in data:
+            wanted = "one split" if split is None else f"a split {split!r}"
+            raise ValueError(
+                f"[data] expected {wanted} but {name} has {', '.join(data)}. "
+                f"Name one at the end: @{next(iter(data), 'SPLIT')}."
+            )
+        data = data[split]
+    features = data.features or {}
+    return _named_rows(data, name, {column: _class_names(feature) for column, feature in features.items()})
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of a ``ClassLabel``, or of a list of them; of an object, or of what stands for it in a file."""
+
+    def get(each: Any, key: str) -> Any:
+        return each.get(key) if isinstance(each, Mapping) else getattr(each, key, None)
+
+    if isinstance(feature, list) and len(feature) == 1:  # an older spelling of a list
+        feature = feature[0]
+    inner = get(feature, "feature")
+    names = get(feature if inner is None else inner, "names")
+    return tuple(names) if names else None
+
+
+def _named_rows(items: Iterable[Mapping[str, Any]], name: str, classes: Mapping[str, tuple[str, ...] | None]) -> Table:
+    """Rows with the names of classes in place of their ids."""
+    named = {column: names for column, names in classes.items() if names}
+    rows = []
+    for number, item in enumerate(items, 1):
+        values, problem = dict(item), None
+        for column, names in named.items():
+            try:
+                values[column] = _names_of(values.get(column), names)
+            except IndexError:
+                problem = f"expected class ids from 0 to {len(names) - 1} in {column!r} but got {shown(item[column])}"
+        rows.append(Row(number, values, problem))
+    return Table(rows, name, "row", named)
+
+
+def _names_of(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_names_of(item, names) for item in value]
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if not 0 <= value < len(names):  # datasets writes -1 where there is no label
+        raise IndexError(value)
+    return names[value]
