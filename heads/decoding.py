@@ -103,13 +103,15 @@ def best_spans(
         )
     starts, ends = (np.array(x.astype(mx.float32), dtype=np.float64) for x in (start_logits, end_logits))
     usable = np.ones(starts.shape, bool) if allowed is None else np.array(allowed).astype(bool)
-    offset = np.arange(starts.shape[1])
-    band = (offset[None, :] >= offset[:, None]) & (offset[None, :] < offset[:, None] + max_answer_length)
+    length = starts.shape[1]
+    width = min(max_answer_length, length)  # the few ends that a start may have: a band, not all pairs
+    places = np.arange(length)[:, None] + np.arange(width)
+    inside, places = places < length, np.minimum(places, length - 1)
     answers = []
     for row_start, row_end, row_ok in zip(starts, ends, usable, strict=True):
-        valid = band & row_ok[:, None] & row_ok[None, :]
-        scores = np.where(valid, row_start[:, None] + row_end[None, :], -np.inf).ravel()
+        valid = inside & row_ok[:, None] & row_ok[places]
+        scores = np.where(valid, row_start[:, None] + row_end[places], -np.inf).ravel()
         best = np.argsort(-scores, kind="stable")[:top_k]
-        found = ((*divmod(int(index), len(row_start)), float(scores[index])) for index in best if valid.flat[index])
-        answers.append(list(found))
+        spans = ((*divmod(int(index), width), float(scores[index])) for index in best if valid.flat[index])
+        answers.append([(start, start + more, score) for start, more, score in spans])
     return answers
