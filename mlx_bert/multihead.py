@@ -22,8 +22,6 @@ from heads import MultiTaskNLPHead, NLPTaskConfig, NLPTaskType
 from mlx_bert.checkpoint import (
     entries_of,
     new_folder,
-    read_header,
-    read_json,
     ready_folder,
     write_json,
     write_safetensors,
@@ -34,6 +32,7 @@ from mlx_bert.data.labels import LabelMap, class_weights
 from mlx_bert.data.readers import Example, read_examples
 from mlx_bert.data.splits import split_examples
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, MULTIHEAD_ENCODER, MULTIHEAD_HEADS, read_multihead
 from mlx_bert.model import BertWithHead
 from mlx_bert.multihead_config import (
     EncoderConfig,
@@ -48,9 +47,6 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
 from mlx_bert.training.trainer import Trainer, TrainResult
 
-ENCODER_FOLDER = "encoder"
-HEADS_FILE = "task_heads.safetensors"
-CONFIG_FILE = "multihead_config.json"
 HEADS_ONLY_FACTOR = 10.0  # while the encoder is frozen, the heads learn this much faster
 
 
@@ -420,19 +416,19 @@ class MultiheadClassifier:
         """
         self._require_trained("save")
         path = Path(self.config.training.save_path if path is None else path)
-        if path.exists() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+        if path.exists() and any(path.iterdir()) and not (path / MULTIHEAD_CONFIG).is_file():
             raise FileExistsError(f"[multihead] {path} exists and is no multihead model. Choose another folder.")
         with new_folder(path, overwrite=True) as folder:
-            self.model.bert.save_pretrained(folder / ENCODER_FOLDER)
-            self.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
-            write_safetensors(folder / HEADS_FILE, entries_of(self.model.head.state_arrays()))
+            self.model.bert.save_pretrained(folder / MULTIHEAD_ENCODER)
+            self.tokenizer.save_pretrained(folder / MULTIHEAD_ENCODER)
+            write_safetensors(folder / MULTIHEAD_HEADS, entries_of(self.model.head.state_arrays()))
             saved = {
                 "config": self.config.to_dict(),
                 "head": self.model.head.get_config(),
                 "labels": {task: labels.to_dict() for task, labels in self._labels.items()},
                 "class_weights": self._weights,
             }
-            write_json(folder / CONFIG_FILE, saved)
+            write_json(folder / MULTIHEAD_CONFIG, saved)
         return path
 
     def load(self, path: str | Path | None = None) -> Self:
@@ -443,20 +439,12 @@ class MultiheadClassifier:
             ValueError: damaged files.
         """
         path = Path(self.config.training.save_path if path is None else path)
-        saved = read_json(path / CONFIG_FILE)
-        if lacking := {"config", "head", "labels", "class_weights"} - saved.keys():
-            raise ValueError(f"[multihead] {path / CONFIG_FILE} lacks {', '.join(sorted(lacking))}. Save it again.")
-        self.config = MultiheadConfig.from_dict(saved["config"])
+        model, tokenizer, saved = read_multihead(path)
+        config = MultiheadConfig.from_dict(saved["config"])
         self._labels = {task: LabelMap.from_dict(labels) for task, labels in saved["labels"].items()}
+        self.model, self.tokenizer, self.config = model, tokenizer, config
         self._weights = saved["class_weights"]
         self._splits = {}
-        self.tokenizer = Tokenizer.from_pretrained(path / ENCODER_FOLDER)
-        core = BertCore.from_pretrained(path / ENCODER_FOLDER)
-        head = MultiTaskNLPHead.from_config(saved["head"])
-        read_header(path / HEADS_FILE)
-        head.load_state_arrays(mx.load(str(path / HEADS_FILE), format="safetensors"))
-        mx.eval(head.state_arrays())
-        self.model = BertWithHead(core, head).eval()
         self.is_trained = True
         return self
 

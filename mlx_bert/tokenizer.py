@@ -150,18 +150,21 @@ class Tokenizer:
 
     def encode_windows(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | Sequence[Sequence[str]],
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
         stride: int = 128,
+        cut_first: bool = False,
     ) -> list[list[Encoding]]:
         """Tokenise long texts as overlapping windows, without padding.
 
         Args:
-            texts: what is cut into windows; with ``pairs`` the questions, which each window repeats whole.
+            texts: what is cut into windows; with ``pairs`` the questions, which each window repeats whole. Without
+                pairs also lists of words.
             pairs: with questions: the contexts, which are cut.
             max_length: tokens of a window at most, special ones included; None for the tokenizer's own.
             stride: tokens that a window shares with the one before, below the room that a window has for the text.
+            cut_first: of pairs cut the first text, and repeat the second.
 
         Returns:
             The windows of each text, in order; a short text has one.
@@ -170,13 +173,15 @@ class Tokenizer:
             ValueError: as :meth:`encode`; a negative stride, or no room for more than the stride beside the special
                 tokens and the question.
         """
-        inputs, max_length = self._inputs(texts, pairs, max_length)
+        words = pairs is None and len(texts) > 0 and not isinstance(texts[0], str)
+        inputs, max_length = self._inputs([] if words else texts, pairs, max_length)
         room = (max_length or 2**31) - self.fast.num_special_tokens_to_add(pairs is not None)
         with self._truncation_lock:
             questions = []
             if pairs is not None:
                 self._truncate(None)
-                questions = [len(encoding) for encoding in self.fast.encode_batch(texts, add_special_tokens=False)]
+                kept = list(pairs if cut_first else texts)
+                questions = [len(encoding) for encoding in self.fast.encode_batch(kept, add_special_tokens=False)]
             longest = max(questions, default=0)
             if not 0 <= stride < room - longest:
                 beside = f" beside question {questions.index(longest)}, which has {longest}" if questions else ""
@@ -185,8 +190,10 @@ class Tokenizer:
                     f"{max_length} tokens has room for {room - longest} of the text{beside}. Lower the stride, raise "
                     "max_length, or shorten the question."
                 )
-            self._truncate(max_length, stride, "longest_first" if pairs is None else "only_second")
-            return [[first, *first.overflowing] for first in self.fast.encode_batch(inputs)]
+            strategy = "only_first" if cut_first else "longest_first" if pairs is None else "only_second"
+            self._truncate(max_length, stride, strategy)
+            encodings = self.fast.encode_batch(list(texts) if words else inputs, is_pretokenized=words)
+            return [[first, *first.overflowing] for first in encodings]
 
     def _inputs(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None

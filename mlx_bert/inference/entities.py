@@ -18,29 +18,21 @@ Entity = dict[str, Any]
 
 
 def find_entities(
-    text: str,
-    encoding: Encoding,
-    scores: np.ndarray,
-    label: Callable[[int], str],
-    fast: FastTokenizer,
-    strategy: str,
+    tokens: Sequence[Entity], label: Callable[[int], str], fast: FastTokenizer, strategy: str
 ) -> list[Entity]:
     """Entities of one text, those labelled "O" included.
 
     Args:
-        text: as it was given; ``start`` and ``end`` count its characters.
-        encoding: its tokens.
-        scores: probabilities ``(L, C)``.
+        tokens: those of :func:`tokens_of`.
         label: class id -> name.
         fast: joins tokens to words.
         strategy: one of ``STRATEGIES``.
     """
-    tokens = _tokens(text, encoding, scores, fast)
     if strategy in ("none", "simple"):
         keys = ("index", "word", "start", "end")
         entities = []
         for token in tokens:
-            best = int(token["scores"].argmax())
+            best = token["best"]
             entities.append({"entity": label(best), "score": token["scores"][best]} | {key: token[key] for key in keys})
     else:
         words: list[list[Entity]] = []
@@ -53,33 +45,66 @@ def find_entities(
     return entities if strategy == "none" else _groups(entities, fast)
 
 
-def _tokens(text: str, encoding: Encoding, scores: np.ndarray, fast: FastTokenizer) -> list[Entity]:
-    """Each token but the special ones: its word, scores, place, and whether it continues a word."""
+def tokens_of(
+    text: str,
+    encoding: Encoding,
+    scores: np.ndarray,
+    fast: FastTokenizer,
+    unknown_id: int | None = None,
+    path: np.ndarray | None = None,
+    word_starts: Sequence[int] | None = None,
+) -> list[Entity]:
+    """Each token but the special ones: its word, scores, label, place, and whether it continues a word.
+
+    Args:
+        text: as it was given; ``start`` and ``end`` count its characters.
+        encoding: its tokens.
+        scores: probabilities ``(L, C)``.
+        fast: the tokenizer.
+        unknown_id: of the token for what the vocabulary lacks, which is shown as it stands in the text.
+        path: class ids ``(L,)``; None for the likeliest of each token.
+        word_starts: where words begin in the text, if it was given as words.
+    """
     prefixed = bool(getattr(fast.model, "continuing_subword_prefix", None))
-    unknown = getattr(fast.model, "unk_token", None)
-    unknown_id = fast.token_to_id(unknown) if isinstance(unknown, str) else None
+    best = scores.argmax(axis=1) if path is None else path
     found = []
     for index, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
         if encoding.special_tokens_mask[index]:
             continue
+        if word_starts is not None and (number := encoding.word_ids[index]) is not None:
+            start, end = start + word_starts[number], end + word_starts[number]
         word = fast.id_to_token(token_id)
         longer = len(word) != end - start  # than it stands in the text: it carries the prefix of a continuation
         is_subword = longer if prefixed else start > 0 and " " not in text[start - 1 : start + 1]
         if token_id == unknown_id:
             word, is_subword = text[start:end], False
-        found.append({"word": word, "scores": scores[index], "start": start, "end": end, "index": index})
-        found[-1]["is_subword"] = is_subword
+        found.append({"word": word, "scores": scores[index], "best": int(best[index]), "start": start, "end": end})
+        found[-1] |= {"index": index, "is_subword": is_subword}
     return found
 
 
+def merge_overlapping(entities: Sequence[Entity]) -> list[Entity]:
+    """Of entities of several windows that overlap, the longer; of two as long, the surer."""
+    merged: list[Entity] = []
+    for entity in sorted(entities, key=lambda entity: entity["start"]):
+        if not merged or not merged[-1]["start"] <= entity["start"] < merged[-1]["end"]:
+            merged.append(entity)
+        elif _rank(entity) > _rank(merged[-1]):
+            merged[-1] = entity
+    return merged
+
+
+def _rank(entity: Entity) -> tuple[int, float]:
+    return entity["end"] - entity["start"], entity["score"]
+
+
 def _word(tokens: Sequence[Entity], label: Callable[[int], str], fast: FastTokenizer, strategy: str) -> Entity:
-    if strategy == "first":
-        scores = tokens[0]["scores"]
-    elif strategy == "max":
-        scores = max(tokens, key=lambda token: token["scores"].max())["scores"]
-    else:
+    if strategy == "average":
         scores = np.mean([token["scores"] for token in tokens], axis=0)
-    best = int(scores.argmax())
+        best = int(scores.argmax())
+    else:
+        token = tokens[0] if strategy == "first" else max(tokens, key=lambda token: token["scores"][token["best"]])
+        scores, best = token["scores"], token["best"]
     word = join_tokens([token["word"] for token in tokens], fast)
     return {
         "entity": label(best),

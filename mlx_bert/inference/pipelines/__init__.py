@@ -1,0 +1,76 @@
+"""``pipeline(task, model)``: from text to results, with the options and output formats of transformers' pipelines.
+
+One file for each kind of task; what they share stands in ``base.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_bert.inference.pipelines.base import Pipeline
+from mlx_bert.inference.pipelines.feature_extraction import FeatureExtraction
+from mlx_bert.inference.pipelines.fill_mask import FillMask
+from mlx_bert.inference.pipelines.multi_task import MultiTask
+from mlx_bert.inference.pipelines.multiple_choice import MultipleChoice
+from mlx_bert.inference.pipelines.question_answering import QuestionAnswering
+from mlx_bert.inference.pipelines.sentence_similarity import SentenceSimilarity
+from mlx_bert.inference.pipelines.text_classification import TextClassification, ZeroShotClassification
+from mlx_bert.inference.pipelines.token_classification import TokenClassification
+
+PIPELINES: dict[str, type[Pipeline]] = {
+    "text-classification": TextClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "multiple-choice": MultipleChoice,
+    "fill-mask": FillMask,
+    "zero-shot-classification": ZeroShotClassification,
+    "feature-extraction": FeatureExtraction,
+    "sentence-similarity": SentenceSimilarity,
+    "multi-task": MultiTask,
+}
+ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+
+
+def pipeline(
+    task: str,
+    model: str | Path,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    batch_size: int = 32,
+) -> Pipeline:
+    """Load a model for a task.
+
+    ==========================  ====================================================================================
+    task                        from what to what
+    ==========================  ====================================================================================
+    text-classification         text, or ``{"text", "text_pair"}`` -> ``[{"label", "score"}]`` (``sentiment-analysis``)
+    token-classification        text or words -> ``[{"entity", "score", "index", "word", "start", "end"}]`` (``ner``)
+    question-answering          ``{"question", "context"}`` -> ``{"score", "start", "end", "answer"}``
+    multiple-choice             ``{"question", "choices"}`` -> ``[{"choice", "index", "score"}]``
+    fill-mask                   text with ``[MASK]`` -> ``[{"score", "token", "token_str", "sequence"}]``
+    zero-shot-classification    text, labels -> ``{"sequence", "labels", "scores"}``
+    feature-extraction          text -> hidden states ``(1, L, D)``
+    sentence-similarity         ``{"source_sentence", "sentences"}`` -> a cosine for each sentence
+    multi-task                  text -> ``{task: [{"label", "score"}]}``
+    ==========================  ====================================================================================
+
+    Each takes one input, a list, or an iterator; an iterator gives an iterator, and memory stays bounded.
+
+    Args:
+        task: one of ``PIPELINES`` or ``ALIASES``.
+        model: a folder that we fine-tuned, a checkpoint of Hugging Face's task model, or a hub id.
+        dtype: type of the weights; None as stored, but float32 on a CPU.
+        revision: branch, tag or commit of a hub id.
+        batch_size: a batch holds as many tokens as this many texts of 128.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: an unknown task, or a model without a head for it.
+    """
+    name = ALIASES.get(task, task)
+    if name not in PIPELINES:
+        known = ", ".join([*PIPELINES, *ALIASES])
+        raise ValueError(f"[pipeline] expected task to be one of {known} but got {task!r}.")
+    return PIPELINES[name].from_pretrained(model, dtype, revision, batch_size)
