@@ -57,7 +57,7 @@ class SentenceEncoder:
         self.prompts = {"query": "", "document": "", **settings.prompts}
         self.default_prompt_name = settings.default_prompt_name
         if self.default_prompt_name is not None:
-            self._prompt(None, self.default_prompt_name)
+            self.prompt_text(None, self.default_prompt_name)
         self.truncate_dim = settings.truncate_dim
         self.similarity_fn_name = similarities.check_name(settings.similarity_fn_name)
         self.do_lower_case = settings.do_lower_case
@@ -146,7 +146,7 @@ class SentenceEncoder:
             raise ValueError(f"[encode] expected truncate_dim of at least 1 but got {truncate_dim}.")
         single = isinstance(texts, str)
         texts = check_texts([texts] if single else texts)
-        prompt = self._prompt(prompt, prompt_name)
+        prompt = self.prompt_text(prompt, prompt_name)
         truncate_dim = truncate_dim or self.truncate_dim
         show = logger.isEnabledFor(logging.INFO) if show_progress_bar is None else show_progress_bar
         run = {"prompt": prompt, "batch_size": batch_size, "truncate_dim": truncate_dim}
@@ -201,7 +201,7 @@ class SentenceEncoder:
     def _embed(
         self, texts: list[str], normalize: bool, *, prompt: str, truncate_dim: int | None, **run: Any
     ) -> np.ndarray:
-        prompt_length = self._prompt_length(prompt)
+        prompt_length = self.prompt_length(prompt)
 
         def forward(batch: Batch, _: list[Encoding]) -> mx.array:
             pooled = self(batch, prompt_length)[POOLED][:, :truncate_dim].astype(mx.float32)
@@ -227,7 +227,7 @@ class SentenceEncoder:
         self, texts: list[str], *, prompt: str, truncate_dim: int | None, **run: Any
     ) -> list[dict[str, mx.array | None]]:
         """All features of each text, without padding."""
-        prompt_length = self._prompt_length(prompt)
+        prompt_length = self.prompt_length(prompt)
 
         def forward(batch: Batch, encodings: list[Encoding]) -> list[dict[str, mx.array]]:
             features = self(batch, prompt_length)
@@ -259,7 +259,8 @@ class SentenceEncoder:
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
-    def _prompt(self, prompt: str | None, name: str | None) -> str:
+    def prompt_text(self, prompt: str | None = None, name: str | None = None) -> str:
+        """What goes before each text: ``prompt``, else the one called ``name``, else the default prompt."""
         if prompt is not None:
             if name is not None:
                 logger.warning("Both prompt and prompt_name are given; prompt_name %r is passed over.", name)
@@ -273,7 +274,7 @@ class SentenceEncoder:
             )
         return self.prompts[name]
 
-    def _prompt_length(self, prompt: str) -> int:
+    def prompt_length(self, prompt: str) -> int:
         """Tokens of the prompt with the special one before it, without the one behind."""
         if not prompt:
             return 0

@@ -224,3 +224,50 @@ def mine_hard_negatives(
         chosen = np.flatnonzero(candidates)[:num_negatives]
         results.append([{"corpus_id": int(places[query, i]), "score": float(scores[query, i])} for i in chosen])
     return results
+
+
+def mine_negative_texts(
+    encoder: SentenceEncoder,
+    pairs: Sequence[Sequence[str]],
+    corpus: Sequence[str] = (),
+    num_negatives: int = 3,
+    batch_size: int = 32,
+    prompts: Sequence[str | None] = (None, None),
+    **options: Any,
+) -> list[list[str]]:
+    """For each (anchor, positive) the texts that the encoder takes for answers and that are none, hardest first.
+
+    Candidates are the positives of all pairs and ``corpus``. The anchor itself and the positives of every pair with
+    the same anchor are never taken.
+
+    Args:
+        encoder: embeds the texts.
+        pairs: (anchor, positive).
+        corpus: more candidates.
+        num_negatives: at most so many for each pair.
+        batch_size: as for ``encode``.
+        prompts: of the anchors and of the candidates; None for the encoder's default.
+        options: as for :func:`mine_hard_negatives`.
+
+    Returns:
+        One list for each pair; shorter than ``num_negatives`` where the options leave no more.
+    """
+    anchors = list(dict.fromkeys(anchor for anchor, _ in pairs))
+    candidates = list(dict.fromkeys([*(positive for _, positive in pairs), *corpus]))
+    places = {text: place for place, text in enumerate(candidates)}
+    right: dict[str, list[int]] = {anchor: [] for anchor in anchors}
+    for anchor, positive in pairs:
+        if places[positive] not in right[anchor]:
+            right[anchor].append(places[positive])
+    found = mine_hard_negatives(
+        encoder.encode(anchors, batch_size, prompt=prompts[0]),
+        encoder.encode(candidates, batch_size, prompt=prompts[1]),
+        [right[anchor] for anchor in anchors],
+        num_negatives + 1,  # one may be the anchor itself
+        **options,
+    )
+    negatives = {
+        anchor: [text for hit in hits if (text := candidates[hit["corpus_id"]]) != anchor][:num_negatives]
+        for anchor, hits in zip(anchors, found, strict=True)
+    }
+    return [list(negatives[anchor]) for anchor, _ in pairs]

@@ -1,0 +1,255 @@
+"""``SentenceEncoderTrainer``: fine-tune a ``SentenceEncoder`` on pairs, triplets, scores or a teacher.
+
+Dimension key: B batch, L tokens, E embedding size, N texts of an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from heads.metrics import similarity_metrics
+from mlx_bert.data.collate import Arrays
+from mlx_bert.data.readers import Example
+from mlx_bert.data.unique_texts import NoDuplicatesSampler
+from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.inference.sentence_modules import POOLED
+from mlx_bert.model import BertWithHead
+from mlx_bert.tokenizer import Batch
+from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.gradient_cache import embed_in_chunks
+from mlx_bert.training.hard_negatives import HardNegatives, MinedBatches
+from mlx_bert.training.objective import evaluate
+from mlx_bert.training.sentence_data import (
+    Prompts,
+    Row,
+    SentenceCollator,
+    keys_of,
+    prompts_of,
+    sentence_examples,
+    texts_of,
+)
+from mlx_bert.training.sentence_losses import SentenceLoss
+from mlx_bert.training.step import compiles
+from mlx_bert.training.trainer import Trainer
+
+SAMPLERS = ("length_buckets", "no_duplicates")
+Evaluator = Callable[[SentenceEncoder], Mapping[str, float]]
+
+
+class SentenceModel(nn.Module):
+    """A ``SentenceEncoder`` as a module: its encoder is ``bert``, what stands behind it is ``head``."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        super().__init__()
+        self.bert = encoder.core
+        self.head = encoder.modules
+        self._encoder = encoder
+
+    # which parts of `bert` train
+    freeze_bert = BertWithHead.freeze_bert
+    unfreeze_bert = BertWithHead.unfreeze_bert
+
+    @property
+    def encoder(self) -> SentenceEncoder:
+        """The encoder whose weights these are."""
+        return self._encoder
+
+    def __call__(self, part: Arrays, prompt_length: int = 0) -> mx.array:
+        """Embeddings ``(B, E)`` of ``input_ids (B, L)`` and maybe ``attention_mask (B, L)``.
+
+        Args:
+            part: the arrays.
+            prompt_length: tokens of the prompt, for poolings that leave it out.
+        """
+        batch = Batch(part["input_ids"], part.get("attention_mask"), None)
+        return self.encoder(batch, prompt_length)[POOLED]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that ``SentenceEncoder.from_pretrained`` and sentence-transformers load."""
+        self.encoder.save_pretrained(folder, overwrite=True)
+
+
+class SentenceObjective:
+    """The loss of embeddings.
+
+    Args:
+        loss: of a batch.
+        prompt_lengths: tokens of the prompt of each text of an example.
+    """
+
+    def __init__(self, loss: SentenceLoss, prompt_lengths: Sequence[int]) -> None:
+        self.embedding_loss = loss
+        self.prompt_lengths = list(prompt_lengths)
+        self.needs_labels = loss.needs_labels
+
+    def forward(self, model: SentenceModel, batch: Arrays) -> dict[str, mx.array]:
+        """The embeddings of each text, N times ``(B, E)``."""
+
+        def embed(number: int, part: Arrays) -> mx.array:
+            # negatives that were mined come last and have the prompt of the column before them
+            return model(part, self.prompt_lengths[min(number, len(self.prompt_lengths) - 1)])
+
+        chunk_size = getattr(self.embedding_loss, "chunk_size", None)
+        parts = batch["parts"]
+        if chunk_size is None:
+            embeddings = [embed(number, part) for number, part in enumerate(parts)]
+        else:
+            embeddings = embed_in_chunks(model, embed, parts, chunk_size)
+        return {f"embeddings_{number}": array for number, array in enumerate(embeddings)}
+
+    def loss(self, model: SentenceModel, outputs: Mapping[str, mx.array], batch: Arrays) -> tuple[mx.array, mx.array]:
+        """The loss of a batch and its number of examples."""
+        embeddings = [outputs[f"embeddings_{number}"] for number in range(len(outputs))]
+        return self.embedding_loss(embeddings, batch.get("labels")), mx.array(float(embeddings[0].shape[0]))
+
+    def metrics(self, model: SentenceModel, outputs: Mapping[str, Any], labels: Any) -> dict[str, float]:
+        """Of pairs with a score, ``spearman_cosine`` and ``pearson_cosine``; of triplets, ``cosine_accuracy``."""
+        vectors = [np.asarray(outputs[f"embeddings_{number}"], dtype=np.float64) for number in range(len(outputs))]
+        vectors = [rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in vectors]
+        cosines = [(vectors[0] * rows).sum(axis=1) for rows in vectors[1:]]
+        if len(vectors) == 2 and labels is not None and labels.ndim == 1:
+            found = similarity_metrics(cosines[0], np.asarray(labels))
+            return {f"{name}_cosine": value for name, value in found.items()}
+        if len(vectors) == 3 and labels is None:
+            return {"cosine_accuracy": float((cosines[0] > cosines[1]).mean())}
+        return {}
+
+
+class SentenceEncoderTrainer(Trainer):
+    """Fine-tunes a sentence encoder, in place: the transformer and the modules behind it, at one learning rate.
+
+    ``best_model/`` and ``final_model/`` in ``args.output_dir`` are folders that ``SentenceEncoder.from_pretrained`` and
+    sentence-transformers load. A run resumes exactly (:meth:`Trainer.train`)::
+
+        encoder = SentenceEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
+        train = [{"text_a": "A plane takes off.", "text_b": "A plane is leaving.", "score": 0.9}, ...]
+        trainer = SentenceEncoderTrainer(
+            encoder,
+            TrainingArgs(output_dir="sts", epochs=2, batch_size=32, learning_rate=2e-5),
+            train,
+            loss=CoSENT(),
+            evaluator=EmbeddingSimilarityEvaluator(first, second, scores),
+        )
+        trainer.train()
+        encoder.encode(["A plane is landing."])
+
+    Args:
+        encoder: its weights become float32.
+        args: the settings. ``metric`` is the evaluator's primary metric if not set; ``head_learning_rate``, that of
+            the modules behind the encoder, is ``learning_rate`` if not set; ``max_length`` is the encoder's
+            ``max_seq_length`` if not set.
+        train_examples: dicts whose column ``label``, ``labels``, ``score`` or ``scores`` is the label and whose other
+            columns are the texts, in order; or tuples of texts. How many texts, and which labels, the loss says.
+        eval_examples: the same, for the loss and its metrics.
+        loss: see :mod:`mlx_bert.training.sentence_losses`.
+        evaluator: called with the encoder at each evaluation; its metrics join those of ``eval_examples``. See
+            :mod:`mlx_bert.inference.evaluators`.
+        prompts: goes before each text, or one for each column; None for the encoder's default prompt, if it has one.
+        batch_sampler: ``"length_buckets"``, or ``"no_duplicates"``: no text is twice in a batch.
+        hard_negatives: add mined negatives to the (anchor, positive) pairs, before and during the training.
+        callbacks: called in order.
+
+    Raises:
+        ValueError: no examples, or examples or settings that do not fit the loss.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        args: TrainingArgs,
+        train_examples: Sequence[Row],
+        eval_examples: Sequence[Row] | None = None,
+        *,
+        loss: SentenceLoss,
+        evaluator: Evaluator | None = None,
+        prompts: Prompts | None = None,
+        batch_sampler: str = "length_buckets",
+        hard_negatives: HardNegatives | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        if batch_sampler not in SAMPLERS:
+            raise ValueError(
+                f"[SentenceEncoderTrainer] expected batch_sampler to be one of {', '.join(SAMPLERS)} but got "
+                f"{batch_sampler!r}."
+            )
+        self.encoder = encoder
+        self.evaluator = evaluator
+        self.measures_without_examples = evaluator is not None
+        self.prompts = prompts if prompts is not None else encoder.prompt_text()
+        if args.metric is None and evaluator is not None:
+            args = replace(args, metric=getattr(evaluator, "primary_metric", None))
+        if args.head_learning_rate is None:
+            args = replace(args, head_learning_rate=args.learning_rate)
+        self.max_length = min(args.max_length or encoder.max_seq_length, encoder.max_seq_length)
+        train, columns = self._examples(train_examples, "train_examples")
+        evaluation = None if eval_examples is None else self._examples(eval_examples, "eval_examples")[0]
+        mined = hard_negatives.num_negatives if hard_negatives else 0
+        check_fit(loss, len(columns) + mined, "labels" in train[0], "train_examples")
+        if evaluation:
+            check_fit(loss, len(evaluation[0]["input_ids"]), "labels" in evaluation[0], "eval_examples")
+        tokenizer = encoder.tokenizer
+        collate: Any = SentenceCollator(
+            tokenizer.pad_id, tokenizer.padding_side, max_length=self.max_length, exact=not compiles(args)
+        )
+        before = prompts_of(columns, self.prompts)
+        sampler: Any = None
+        if hard_negatives is not None:
+            pairs = [list(texts_of(row).values()) for row in train_examples]
+            sampler = MinedBatches(hard_negatives, encoder, pairs, train, before, args, batch_sampler)
+            collate, callbacks = sampler.collator(collate), [*callbacks, sampler]
+        elif batch_sampler == "no_duplicates":
+            sampler = NoDuplicatesSampler(keys_of(train), args.batch_size, args.seed)
+        objective = SentenceObjective(loss, [encoder.prompt_length(prompt) for prompt in before])
+        super().__init__(
+            SentenceModel(encoder), args, train, evaluation, collate=collate, objective=objective,
+            callbacks=callbacks, sampler=sampler,
+        )  # fmt: skip
+
+    def evaluate(self, examples: Sequence[Row] | None = None) -> dict[str, float]:
+        """Loss and metrics of the encoder as it is, the evaluator's among them.
+
+        Args:
+            examples: rows as in the constructor; None for the evaluation examples.
+        """
+        self.model.eval()
+        if examples is None:
+            if self.feed.evaluation is None and self.evaluator is None:
+                raise ValueError("[Trainer] expected examples to evaluate on but got none. Give eval_examples.")
+            return self._measure()
+        prepared = self._examples(examples, "examples")[0]
+        return evaluate(self.model, self.objective, self.feed.eval_batches(prepared), self._forward)[0]
+
+    def _measure(self) -> dict[str, float]:
+        found = {} if self.feed.evaluation is None else super()._measure()
+        return {**found, **(self.evaluator(self.encoder) if self.evaluator else {})}
+
+    def _examples(self, rows: Sequence[Row], name: str) -> tuple[list[Example], list[str]]:
+        return sentence_examples(rows, self.encoder.tokenizer, self.max_length, self.prompts, name)
+
+
+def check_fit(loss: SentenceLoss, texts: int, labelled: bool, name: str) -> None:
+    """Check that examples have the texts and labels that a loss takes.
+
+    Raises:
+        ValueError: they don't.
+    """
+    least, most = loss.texts
+    if texts < least or (most is not None and texts > most):
+        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
+        raise ValueError(
+            f"[SentenceEncoderTrainer] expected {wanted} texts in each row of {name} for {type(loss).__name__} but got "
+            f"{texts}. Drop columns, or choose another loss."
+        )
+    if loss.needs_labels and not labelled:
+        raise ValueError(
+            f"[SentenceEncoderTrainer] expected a label in each row of {name} for {type(loss).__name__} but got none. "
+            "Name the column label or score."
+        )
