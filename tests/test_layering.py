@@ -63,6 +63,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "mlx_bert.data",
         "heads",
     ),
+    # Fine-tuning what inference runs.
+    "mlx_bert.training.sentence": (
+        "mlx_bert.training",
+        "mlx_bert.inference",
+        "mlx_bert.model",
+        "mlx_bert.tokenizer",
+        "mlx_bert.data",
+        "heads",
+    ),
+    "mlx_bert.training.hard_negatives": (
+        "mlx_bert.training",
+        "mlx_bert.inference",
+        "mlx_bert.checkpoint",
+        "mlx_bert.data",
+    ),
     "mlx_bert.multihead": (
         "mlx_bert.multihead_config",
         "mlx_bert.training",
