@@ -18,8 +18,8 @@ def ranked_list_metrics(
     Args:
         hits: for each query, which of its first K documents are right, best first.
         relevant: for each query, how many right documents there are in the corpus; at least 1.
-        cutoffs: ``"accuracy"`` (a right one among the first k), ``"precision"``, ``"recall"``, ``"mrr"``, ``"map"`` (over
-            the lesser of k and the right ones) or ``"ndcg"`` (gain 1 for a right one) -> its k.
+        cutoffs: ``"accuracy"`` (a right one among the first k), ``"precision"``, ``"recall"``, ``"mrr"``,
+            ``"map"`` (over the lesser of k and the right ones) or ``"ndcg"`` (gain 1 for a right one) -> its k.
 
     Raises:
         ValueError: no queries, none relevant for one, an unknown metric, or a k below 1.
@@ -36,13 +36,11 @@ def ranked_list_metrics(
     if any(k < 1 for places in cutoffs.values() for k in places):
         raise ValueError(f"[ranked_list_metrics] expected cutoffs of at least 1 but got {dict(cutoffs)}.")
     rows = [np.asarray(row, dtype=bool) for row in hits]
-    return {
-        f"{name}@{k}": float(
-            np.mean([_METRICS[name](row[:k], count, k) for row, count in zip(rows, relevant, strict=True)])
-        )
-        for name, places in cutoffs.items()
-        for k in places
-    }
+
+    def mean(name: str, k: int) -> float:
+        return float(np.mean([_METRICS[name](row[:k], count, k) for row, count in zip(rows, relevant, strict=True)]))
+
+    return {f"{name}@{k}": mean(name, k) for name, places in cutoffs.items() for k in places}
 
 
 def _reciprocal_rank(row: np.ndarray) -> float:
