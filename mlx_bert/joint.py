@@ -33,6 +33,8 @@ from mlx_bert.data.samplers import LengthBucketSampler
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.tokenizer import Batch, Tokenizer
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.objective import evaluate
+from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer, TrainResult
 
 PARTS = ("all", "backbone", "intent", "ner")
@@ -289,7 +291,10 @@ class JointObjective:
         return sum(counted, mx.array(0.0)), mx.array(float(batch["labels"]["intent"].shape[0]))
 
     def metrics(self, model: JointIntentNER, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
-        """Loss and accuracy of each task, by token for the tags, and precision, recall and f1 of entities, by word."""
+        """Loss and accuracy of each task, by token for the tags, and and by word precision, recall and f1 of entities.
+
+        ``sentence_accuracy`` is the share of sentences of which the intent and the tags of all words are right.
+        """
         each = self.losses(model, outputs, labels)
         predicted, wanted = np.array(outputs["ner_logits"]).argmax(-1), np.array(labels["tags"])
         intents = np.array(outputs["intent_logits"]).argmax(-1)
@@ -300,10 +305,13 @@ class JointObjective:
             for part in (predicted, wanted)
         ]
         known = wanted != IGNORE_INDEX
+        whole = [row == other for row, other in zip(*rows, strict=True)]
+        right = intents == np.array(labels["intent"])
         return {
             **{f"{part}_loss": float(loss) for part, loss in each.items()},
-            "intent_accuracy": float(np.mean(intents == np.array(labels["intent"]))),
+            "intent_accuracy": float(np.mean(right)),
             "ner_accuracy": float(np.mean(predicted[known] == wanted[known])),
+            "sentence_accuracy": float(np.mean(right & np.array(whole))),
             **entity_metrics(*rows),
         }
 
@@ -314,10 +322,13 @@ class JointCollator:
     Args:
         pad_id, padding_side: the tokenizer's.
         max_length: the encoder's bound.
+        exact: as for ``Collator``.
     """
 
-    def __init__(self, pad_id: int, padding_side: str = "right", max_length: int | None = None) -> None:
-        self._ids = Collator(pad_id, padding_side, token_labels=True, max_length=max_length)
+    def __init__(
+        self, pad_id: int, padding_side: str = "right", max_length: int | None = None, exact: bool = False
+    ) -> None:
+        self._ids = Collator(pad_id, padding_side, token_labels=True, max_length=max_length, exact=exact)
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
         """``input_ids``, ``attention_mask`` and ``labels`` {intent ``(B,)``, tags ``(B, L)``, starts ``(B, L)``}."""
@@ -363,7 +374,8 @@ def train_joint(
 ) -> TrainResult:
     """Train both heads and what of the encoder is not frozen.
 
-    Rows with a tag are drawn more often (5 to 3), with replacement. Without settings: AdamW with 5e-5 for the encoder
+    Rows with a tag are drawn more often than those without (5 to 3), with replacement; where all rows are of one kind,
+    an epoch takes each once. Without settings: AdamW with 5e-5 for the encoder
     and 1e-3 for the heads, a cosine over the epochs, until the validation loss has not improved for 5 epochs.
 
     Args:
@@ -379,8 +391,21 @@ def train_joint(
     tokenizer = model.tokenizer
     weights = [TAGGED_ROW if set(row["tags"]) - {OUTSIDE} else PLAIN_ROW for row in train]
     sampler = LengthBucketSampler(
-        [token_count(example) for example in examples], settings.batch_size, settings.seed, weights=weights
+        [token_count(example) for example in examples],
+        settings.batch_size,
+        settings.seed,
+        weights=weights if len(set(weights)) > 1 else None,
     )
-    collate = JointCollator(tokenizer.pad_id, tokenizer.padding_side, model.bert.config.max_tokens)
+    bound = model.bert.config.max_tokens
+    collate = JointCollator(tokenizer.pad_id, tokenizer.padding_side, bound, exact=not compiles(settings))
     options = {"tokenizer": tokenizer, "collate": collate, "objective": JointObjective(), "sampler": sampler}
     return Trainer(model, settings, examples, held_out, **options).train(resume)
+
+
+def evaluate_joint(model: JointIntentNER, rows: Sequence[Example], batch_size: int = 64) -> dict[str, float]:
+    """Losses and metrics of a model on rows for :func:`joint_examples`, as in :meth:`JointObjective.metrics`."""
+    examples = joint_examples(model, rows)
+    collate = JointCollator(model.tokenizer.pad_id, model.tokenizer.padding_side, exact=True)
+    sampler = LengthBucketSampler([token_count(example) for example in examples], batch_size, shuffle=False)
+    batches = (collate([examples[index] for index in batch.indices]) for batch in sampler.batches())
+    return evaluate(model.eval(), JointObjective(), batches)[0]

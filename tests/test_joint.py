@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_bert.bpe import ByteLevelBPE
 from mlx_bert.core import BertCore
 from mlx_bert.encoders.compact import Config
-from mlx_bert.joint import JointCollator, JointIntentNER, JointObjective, joint_examples, train_joint
+from mlx_bert.joint import JointCollator, JointIntentNER, JointObjective, evaluate_joint, joint_examples, train_joint
 from mlx_bert.tokenizer import Tokenizer
 
 CITIES, TIMES = ["rome", "são paulo", "kyoto", "oslo"], ["noon", "6pm", "7am"]
@@ -121,6 +121,9 @@ def test_metrics_of_a_known_case(compact):
     assert found["ner_accuracy"] == pytest.approx(6 / 9)
     assert found["entity_precision"] == 1.0  # of whole entities, by the first token of each word: city city, time
     assert found["entity_recall"] == pytest.approx(2 / 3)
+    assert found["sentence_accuracy"] == 0.0  # the first has a wrong tag, the second a wrong intent
+    labels["intent"] = mx.array([0, 0])
+    assert JointObjective().metrics(model, outputs, labels)["sentence_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -167,14 +170,16 @@ def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):
 
 def test_it_learns_saves_and_loads(compact, tmp_path):
     model = compact()
-    rates = {"learning_rate": 1e-2, "head_learning_rate": 2e-2, "batch_size": 4}
-    args = {**FAST, **rates, "output_dir": str(tmp_path), "epochs": 6}
+    args = {**FAST, "batch_size": 4, "output_dir": str(tmp_path), "epochs": 8}
     result = train_joint(model, rows(64), rows(20, seed=1), args)
     assert result.metrics["intent_accuracy"] == 1
     assert result.metrics["entity_f1"] > 0.9
     record = result.history["epochs"][0]
     assert {"eval_intent_loss", "eval_ner_loss", "eval_ner_accuracy", "eval_entity_f1"} <= record.keys()
     texts = ["fly to  são paulo by noon", "", "play music at 6pm"]
+    held_out = evaluate_joint(model, rows(20, seed=1), batch_size=8)
+    for name, value in result.metrics.items():
+        assert held_out[name] == pytest.approx(value, abs=1e-5), name
     found = model.predict(texts)
     assert found[0]["intent"] == "fly"
     assert found[0]["words"] == ["fly", "to", "são", "paulo", "by", "noon"]

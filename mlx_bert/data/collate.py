@@ -80,15 +80,22 @@ class Collator:
         padding_side: ``"right"`` or ``"left"``.
         token_labels: labels are one per token and are padded with -100.
         max_length: bound of the padded length (the encoder's); None for none.
+        exact: pad to the longest row and not to one of few lengths; for code that is not compiled for each shape.
     """
 
     def __init__(
-        self, pad_id: int, padding_side: str = "right", token_labels: bool = False, max_length: int | None = None
+        self,
+        pad_id: int,
+        padding_side: str = "right",
+        token_labels: bool = False,
+        max_length: int | None = None,
+        exact: bool = False,
     ) -> None:
         self.pad_id = pad_id
         self.padding_side = padding_side
         self.token_labels = token_labels
         self.max_length = max_length
+        self.exact = exact
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
         """Batch examples.
@@ -103,7 +110,7 @@ class Collator:
             ``(B, L, D)`` in place of the ids when the examples have them.
         """
         longest = max(token_count(example) for example in examples)
-        length = bucket_length(longest)
+        length = longest if self.exact else bucket_length(longest)
         if self.max_length is not None:
             length = max(longest, min(length, self.max_length))
         mask = self._pad([_ones(example) for example in examples], length, 0, np.bool_)

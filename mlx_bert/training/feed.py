@@ -18,8 +18,11 @@ from mlx_bert.training.encoder_cache import cache_encoder, can_cache
 TOKEN_LEVEL_HEADS = ("token_classification", "text_generation")
 
 
-def default_collator(model: Any, tokenizer: Tokenizer | None) -> Collator:
-    """Pads with the tokenizer's id (else the encoder's), labels too for heads that label tokens."""
+def default_collator(model: Any, tokenizer: Tokenizer | None, exact: bool = False) -> Collator:
+    """Pads with the tokenizer's id (else the encoder's), labels too for heads that label tokens.
+
+    ``exact`` is :class:`Collator`'s.
+    """
     config = getattr(getattr(model, "bert", None), "config", None)
     head_type = str(getattr(getattr(model, "head", None), "head_type", None))
     pad_id = tokenizer.pad_id if tokenizer else getattr(config, "pad_token_id", None) or 0
@@ -28,6 +31,7 @@ def default_collator(model: Any, tokenizer: Tokenizer | None) -> Collator:
         tokenizer.padding_side if tokenizer else "right",
         token_labels=head_type in TOKEN_LEVEL_HEADS,
         max_length=config.max_tokens if config is not None else None,
+        exact=exact,
     )
 
 

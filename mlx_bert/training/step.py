@@ -32,10 +32,14 @@ def install(model: nn.Module, parameters: Mapping[str, mx.array]) -> None:
     model.update(tree_unflatten(list(parameters.items())))
 
 
+def compiles(args: TrainingArgs) -> bool:
+    """Whether the update is compiled: what ``args.compile`` says, else only on a GPU."""
+    return args.compile if args.compile is not None else mx.default_device().type == mx.DeviceType.gpu
+
+
 def maybe_compile(args: TrainingArgs) -> Callable[..., Any]:
-    """``mx.compile``, or the same signature without compilation where ``args.compile`` or the device says so."""
-    wanted = args.compile if args.compile is not None else mx.default_device().type == mx.DeviceType.gpu
-    return mx.compile if wanted else lambda function, inputs=None, outputs=None: function
+    """``mx.compile``, or the same signature without compilation where :func:`compiles` says no."""
+    return mx.compile if compiles(args) else lambda function, inputs=None, outputs=None: function
 
 
 class TrainingStep:

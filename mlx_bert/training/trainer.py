@@ -46,7 +46,7 @@ from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
 from mlx_bert.training.outcome import NonFiniteLoss, TrainingInterrupted, TrainResult
 from mlx_bert.training.recompute import encoder_layers, gradient_checkpointing
 from mlx_bert.training.schedules import create_schedule
-from mlx_bert.training.step import TrainingStep, flat_parameters, install, maybe_compile
+from mlx_bert.training.step import TrainingStep, compiles, flat_parameters, install, maybe_compile
 
 logger = logging.getLogger(__name__)
 HISTORY = "history.json"
@@ -62,7 +62,7 @@ class Trainer:
         train_examples: dicts with ``labels`` and either ``input_ids`` or ``text``.
         eval_examples: the same, to evaluate on; None for no evaluation.
         tokenizer: needed for examples of text; saved with the model.
-        collate: examples -> batch; None pads to few lengths.
+        collate: examples -> batch; None pads, to few lengths where the update is compiled.
         objective: loss and metrics; None takes the head's.
         callbacks: called in order.
         sampler: batches of each epoch (``batches(epoch)`` and ``len``); None makes length-bucketed shuffled ones.
@@ -94,7 +94,7 @@ class Trainer:
         self.output_dir = Path(args.output_dir)
         if eval_examples is None and (args.patience or args.metric) and not self.measures_without_examples:
             raise ValueError("[Trainer] expected eval_examples with patience or metric but got none. Give some.")
-        collate = collate or default_collator(model, tokenizer)
+        collate = collate or default_collator(model, tokenizer, exact=not compiles(args))
         needs_labels = getattr(self.objective, "needs_labels", True)
         self.feed = Feed(args, train_examples, eval_examples, tokenizer, collate, sampler, needs_labels)
         self.model.set_dtype(mx.float32)
