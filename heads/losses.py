@@ -38,11 +38,14 @@ from heads.lookup import find_by_name
 from heads.loss_reduction import IGNORE_INDEX, align_targets, reduce_loss
 from heads.ordinal_losses import cumulative_logits_loss, ordinal_loss, ordinal_probabilities, ordinal_targets
 from heads.ranking_losses import (
+    lambda_loss,
     lambdarank_loss,
+    listmle_loss,
     listnet_loss,
     pairwise_hinge_loss,
     pointwise_ranking_loss,
     ranknet_loss,
+    score_margin_mse_loss,
 )
 from heads.regression_losses import gaussian_nll_loss, huber_loss, mae_loss, mse_loss, temporal_smoothness_loss
 
@@ -60,6 +63,9 @@ LOSSES: dict[str, Callable[..., mx.array]] = {
     "listnet": listnet_loss,
     "ranknet": ranknet_loss,
     "lambdarank": lambdarank_loss,
+    "lambda": lambda_loss,
+    "listmle": listmle_loss,
+    "score_margin_mse": score_margin_mse_loss,
     "pairwise_hinge": pairwise_hinge_loss,
     "pointwise_ranking": pointwise_ranking_loss,
     "info_nce": info_nce_loss,
@@ -105,7 +111,9 @@ __all__ = [
     "hierarchical_consistency_loss",
     "huber_loss",
     "info_nce_loss",
+    "lambda_loss",
     "lambdarank_loss",
+    "listmle_loss",
     "listnet_loss",
     "mae_loss",
     "margin_mse_loss",
@@ -122,6 +130,7 @@ __all__ = [
     "pointwise_ranking_loss",
     "ranknet_loss",
     "reduce_loss",
+    "score_margin_mse_loss",
     "supervised_contrastive_loss",
     "temporal_smoothness_loss",
     "triplet_loss",

@@ -13,7 +13,12 @@ from heads.metric_inputs import as_numpy, check_finite, check_not_empty
 
 
 def ranking_metrics(
-    scores: Any, relevance: Any, mask: Any = None, group_ids: Any = None, cutoffs: Sequence[int] = (5, 10)
+    scores: Any,
+    relevance: Any,
+    mask: Any = None,
+    group_ids: Any = None,
+    cutoffs: Sequence[int] = (5, 10),
+    mrr_cutoffs: Sequence[int] = (),
 ) -> dict[str, float]:
     """ndcg@k (gains ``2^y - 1``), map and mrr, each the mean over the lists that have a relevant item.
 
@@ -23,6 +28,7 @@ def ranking_metrics(
         mask: Same shape, which items are real.
         group_ids: Same shape; the items with one id form a list.
         cutoffs: The k of ndcg@k.
+        mrr_cutoffs: The k of mrr@k, in which a first relevant item behind rank k counts 0.
 
     Returns:
         NaN for every metric if no list has a relevant item. Ties of scores: their mean for ndcg, one step for map, and
@@ -31,6 +37,7 @@ def ranking_metrics(
     from sklearn.metrics import average_precision_score, ndcg_score
 
     rows: dict[str, list[float]] = {**{f"ndcg@{k}": [] for k in cutoffs}, "map": [], "mrr": []}
+    rows |= {f"mrr@{k}": [] for k in mrr_cutoffs}
     for row_scores, row_relevance in _lists(scores, relevance, mask, group_ids):
         if not (row_relevance > 0).any():
             continue
@@ -41,7 +48,10 @@ def ranking_metrics(
             rows[f"ndcg@{k}"].append(value)
         relevant = row_relevance > 0
         rows["map"].append(float(average_precision_score(relevant, row_scores)))
-        rows["mrr"].append(float(1 / (1 + (row_scores[~relevant] >= row_scores[relevant].max()).sum())))
+        rank = 1 + int((row_scores[~relevant] >= row_scores[relevant].max()).sum())
+        rows["mrr"].append(1 / rank)
+        for k in mrr_cutoffs:
+            rows[f"mrr@{k}"].append(1 / rank if rank <= k else 0.0)
     return {name: float(np.mean(values)) if values else math.nan for name, values in rows.items()}
 
 

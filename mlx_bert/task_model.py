@@ -36,6 +36,7 @@ class TaskModel(BertWithHead):
         id2label: Mapping[int | str, str] | None = None,
     ) -> None:
         super().__init__(bert, head, id2label=id2label)
+        self._extra_config: dict[str, Any] = {}
         self._task_config()
         if "pooler" in bert.encoder:
             bert.encoder.pooler = None
@@ -65,6 +66,18 @@ class TaskModel(BertWithHead):
         head.load_state_arrays(arrays)
         return cls(bert, head, config.get("id2label"))
 
+    @classmethod
+    def of(cls, model: BertWithHead) -> BertWithHead:
+        """The same encoder and head as a task model; the model itself where transformers has no class with the head."""
+        try:
+            return cls(model.bert, model.head, model.id2label)
+        except ValueError:
+            return model
+
+    def add_config(self, **keys: Any) -> None:
+        """Keys that :meth:`save_pretrained` writes into ``config.json`` beside the others."""
+        self._extra_config |= keys
+
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` of the task's class, and a tokenizer's files."""
         from convert import task_heads
@@ -82,7 +95,7 @@ class TaskModel(BertWithHead):
         """``config.json`` of the task's class."""
         from convert import task_heads
 
-        config = self.bert.stored_config()
+        config = {**self.bert.stored_config(), **self._extra_config}
         if self.id2label is not None:
             config["id2label"] = {str(key): name for key, name in self.id2label.items()}
             config["label2id"] = {name: key for key, name in self.id2label.items()}

@@ -16,10 +16,13 @@ from tokenizers import Encoding
 from tqdm.auto import tqdm
 
 from mlx_bert.checkpoint import CONFIG, float_dtype, read_json, ready_folder
+from mlx_bert.core import BertCore
+from mlx_bert.data.groups import cap_tokens
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.sentence_modules import ACTIVATIONS
 from mlx_bert.inference.settings import MODEL, read_module_list
 from mlx_bert.model import ENCODER_FOLDER, METADATA, BertWithHead
+from mlx_bert.task_model import TaskModel
 from mlx_bert.tokenizer import Batch, Tokenizer
 
 logger = logging.getLogger("mlx_bert")
@@ -36,6 +39,11 @@ class CrossEncoder:
         tokenizer: its tokenizer.
         activation_fn: what logits go through; None for sigmoid with one class and nothing with several.
         max_length: pairs are truncated to so many tokens, the longer text first; None for the tokenizer's bound.
+        max_query_length: before that, the first text of each pair is truncated to so many tokens, so that a long query
+            leaves room for the document; None for no such bound.
+
+    Raises:
+        ValueError: an unknown activation, or a bound below 1.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class CrossEncoder:
         tokenizer: Tokenizer,
         activation_fn: str | Activation | None = None,
         max_length: int | None = None,
+        max_query_length: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -53,6 +62,14 @@ class CrossEncoder:
         )
         bounds = [bound for bound in (max_length, tokenizer.max_length) if bound]
         self.max_length = min(bounds, default=None)
+        if max_query_length is not None and max_query_length < 1:
+            raise ValueError(
+                f"[CrossEncoder] expected max_query_length of at least 1 but got {max_query_length}. Use None for none."
+            )
+        self.max_query_length = max_query_length
+        path = activation_path(self.activation_fn)
+        if isinstance(model, TaskModel) and path is not None:
+            model.add_config(sentence_transformers={"activation_fn": path})
 
     @classmethod
     def from_pretrained(
@@ -62,19 +79,29 @@ class CrossEncoder:
         revision: str | None = None,
         activation_fn: str | Activation | None = None,
         max_length: int | None = None,
+        max_query_length: int | None = None,
+        num_labels: int | None = None,
     ) -> Self:
         """Load a cross-encoder of sentence-transformers, any sequence classifier, or a folder that we fine-tuned.
 
         The activation is the one given; else the folder's own (``config_sentence_transformers.json``, then
         ``config.json``: ms-marco models ask for none); else sigmoid with one class and none with several.
 
+        Args:
+            source: folder or hub id.
+            dtype: type of the weights; None as stored, but float32 on a CPU.
+            revision: branch, tag or commit of a hub id.
+            activation_fn, max_length, max_query_length: as in the constructor.
+            num_labels: an encoder without a classifier, or with one for another number of classes, gets a new one for
+                this number, to be trained with :class:`mlx_bert.training.cross_encoder.CrossEncoderTrainer`.
+
         Raises:
             FileNotFoundError: no such folder, or files are missing.
-            ValueError: not a classifier, or one with modules that are not supported.
+            ValueError: not a classifier and no ``num_labels``, or one with modules that are not supported.
         """
         folder = Path(source) if (Path(source) / METADATA).is_file() else ready_folder(source, revision)
-        _, modules = read_module_list(folder)
-        if modules:
+        backbone, modules = read_module_list(folder)
+        if modules and num_labels is None:
             raise ValueError(
                 f"[CrossEncoder] {folder} has modules behind its Transformer that are not supported: "
                 f"{', '.join(kind for kind, _ in modules)}."
@@ -84,9 +111,18 @@ class CrossEncoder:
             dtype = mx.float32
         if activation_fn is None:
             activation_fn = stored_activation(folder)
-        return cls(
-            BertWithHead.from_pretrained(folder, dtype), Tokenizer.from_pretrained(folder), activation_fn, max_length
-        )
+        model = load_classifier(backbone, dtype, num_labels)
+        return cls(model, Tokenizer.from_pretrained(backbone), activation_fn, max_length, max_query_length)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that :meth:`from_pretrained`, sentence-transformers and transformers load with equal scores.
+
+        A model whose head has no equal in transformers is written as ``BertWithHead`` writes it. An activation that is
+        no function of torch is not kept.
+        """
+        if activation_path(self.activation_fn) is None:
+            logger.warning("The activation %r cannot be saved; loading will take the default.", self.activation_fn)
+        self.model.save_pretrained(folder, self.tokenizer)
 
     def predict(
         self,
@@ -94,6 +130,7 @@ class CrossEncoder:
         batch_size: int = 32,
         *,
         activation_fn: str | Activation | None = None,
+        raw_scores: bool = False,
         apply_softmax: bool = False,
         convert_to_numpy: bool = True,
         show_progress_bar: bool | None = None,
@@ -104,6 +141,7 @@ class CrossEncoder:
             pairs: one pair of texts, or any number.
             batch_size: a batch holds as many tokens as this many pairs of 128.
             activation_fn: instead of the model's, for this call.
+            raw_scores: the logits, whatever the model's activation.
             apply_softmax: with several classes, make the scores of a pair add up to 1.
             convert_to_numpy: numpy, otherwise an ``mx.array``.
             show_progress_bar: None shows one when the log level is INFO or lower.
@@ -113,11 +151,15 @@ class CrossEncoder:
             number or ``(C,)``.
 
         Raises:
-            ValueError: something that is no pair of strings.
+            ValueError: something that is no pair of strings, or ``raw_scores`` with an activation or a softmax.
         """
+        if raw_scores and (activation_fn is not None or apply_softmax):
+            raise ValueError(
+                "[CrossEncoder] expected raw_scores without activation_fn and apply_softmax but got both. Choose one."
+            )
         single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
         pairs = _check_pairs([pairs] if single else pairs)
-        activation = find_activation(activation_fn) or self.activation_fn
+        activation = ACTIVATIONS["Identity"] if raw_scores else find_activation(activation_fn) or self.activation_fn
         show = logger.isEnabledFor(logging.INFO) if show_progress_bar is None else show_progress_bar
 
         def forward(batch: Batch, _: list[Encoding]) -> mx.array:
@@ -128,6 +170,7 @@ class CrossEncoder:
 
         result = np.empty((len(pairs), self.num_labels), np.float32)
         first, second = [a for a, _ in pairs], [b for _, b in pairs]
+        first = cap_tokens(self.tokenizer, first, self.max_query_length)
         with tqdm(total=len(pairs), unit="pair", desc="Scoring", disable=not show) as progress:
             options = {"batch_size": batch_size, "max_length": self.max_length, "progress": progress}
             for indices, scores in run_batches(first, self.tokenizer, forward, pairs=second, **options):
@@ -173,6 +216,27 @@ class CrossEncoder:
             if return_documents:
                 results[-1]["text"] = documents[index]
         return results
+
+
+def load_classifier(folder: Path, dtype: mx.Dtype | None = None, num_labels: int | None = None) -> BertWithHead:
+    """The sequence classifier of a folder, or a new one of ``num_labels`` classes if it has none with as many."""
+    names = read_json(folder / CONFIG).get("architectures") if (folder / CONFIG).is_file() else None
+    is_classifier = str((names or [""])[0]).endswith("ForSequenceClassification")
+    if num_labels is None or is_classifier or (folder / METADATA).is_file():
+        model = TaskModel.of(BertWithHead.from_pretrained(folder, dtype))
+        if num_labels in (None, model.head.config.output_size):
+            return model
+        core = model.bert
+    else:
+        core = BertCore.from_pretrained(folder, dtype)
+    return TaskModel.new(core, "sequence_classification", num_labels)
+
+
+def activation_path(activation: Activation) -> str | None:
+    """The dotted path of torch's class for an activation, or None for a function that is none of torch's."""
+    name = next((name for name, function in ACTIVATIONS.items() if function is activation), None)
+    module = "linear" if name == "Identity" else "activation"
+    return None if name is None else f"torch.nn.modules.{module}.{name}"
 
 
 def find_activation(name: str | Activation | None) -> Activation | None:
