@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding
 
 from mlx_bert.data.collate import IGNORE_INDEX
-from mlx_bert.data.readers import Example
+from mlx_bert.data.kinds import Example
+from mlx_bert.data.sources import Problems
+from mlx_bert.data.windows import most_context, text_mask, whole_offsets, window_starts
 from mlx_bert.tokenizer import Tokenizer
 
 NO_WORD = -1
@@ -100,3 +103,94 @@ def tag_examples(
             }
         )
     return tagged
+
+
+def tag_windows(
+    rows: Sequence[Example],
+    tokenizer: Tokenizer,
+    tags: Sequence[str],
+    max_length: int | None = None,
+    stride: int = 0,
+    every_token: bool = False,
+) -> list[Example]:
+    """Windows over tagged texts of any length, ready to train on.
+
+    Args:
+        rows: ``text`` and maybe ``tags``: one name per run without white space.
+        tokenizer: the encoder's.
+        tags: all names, in the order of their ids.
+        max_length: tokens of a window; None for what the encoder holds.
+        stride: tokens that windows share.
+        every_token: label each token of a word, those after the first with ``I-`` in place of ``B-`` where there is
+            such a tag; False: the first alone.
+
+    Returns:
+        For each window ``input_ids``, ``token_type_ids`` and ``labels`` int32 ``(L,)`` (-100 where a token has none),
+        ``row`` (the number of its text), ``line`` if known, and ``words``: of each word that this window shows best
+        the number and the place of its first token.
+
+    Raises:
+        ValueError: rows with more or fewer tags than words, or with an unknown tag: all of them.
+    """
+    if not rows:
+        return []
+    ids = {name: number for number, name in enumerate(tags)}
+    inside = np.array([ids.get(f"I-{name[2:]}", ids[name]) if name.startswith("B-") else ids[name] for name in tags])
+    problems, examples = Problems("the tagged data", "row" if "line" not in rows[0] else "line"), []
+    cut = tokenizer.encode_windows([row["text"] for row in rows], None, max_length, stride)
+    for number, (row, windows) in enumerate(zip(rows, cut, strict=True)):
+        spans = word_spans(row["text"])
+        given = row.get("tags")
+        unknown = sorted(set(given or ()) - set(ids))
+        if given is not None and (len(given) != len(spans) or unknown):
+            wrong = f"unknown tag {unknown[0]!r}; known: {', '.join(tags)}" if unknown else (
+                f"expected {len(spans)} tags, one per word, but got {len(given)}"
+            )  # fmt: skip
+            problems.add(row.get("line", number), wrong)
+            continue
+        targets = None if given is None else np.array([ids[tag] for tag in given])
+        owners = _owned_words(windows, stride, spans)
+        for window, owned in zip(windows, owners, strict=True):
+            words = words_of_tokens(window.offsets, window.special_tokens_mask, spans)
+            labels = np.full(len(window), IGNORE_INDEX, dtype=np.int32)
+            if targets is not None:
+                starts = _is_first(window.offsets, words, spans)
+                kept = (words != NO_WORD) if every_token else starts
+                labels[kept] = np.where(starts, targets[words], inside[targets[words]])[kept]
+            examples.append(
+                {
+                    "input_ids": np.array(window.ids, dtype=np.int32),
+                    "token_type_ids": np.array(window.type_ids, dtype=np.int32),
+                    "labels": labels,
+                    "row": number,
+                    "words": owned,
+                    **({"line": row["line"]} if "line" in row else {}),
+                }
+            )
+    problems.raise_if_any()
+    return examples
+
+
+def _is_first(offsets: Sequence[tuple[int, int]], words: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Whether a token is the first of its word in the whole text, bool ``(L,)``: a window may begin within a word."""
+    first = first_tokens(words)
+    if len(places := np.flatnonzero(words != NO_WORD)):
+        start, _ = spans[words[places[0]]]
+        first[places[0]] = offsets[places[0]][0] <= start
+    return first
+
+
+def _owned_words(
+    windows: Sequence[Encoding], stride: int, spans: Sequence[tuple[int, int]]
+) -> list[list[tuple[int, int]]]:
+    """For each window, the words that it shows best, as (word, place of its first token)."""
+    offsets = whole_offsets(windows, stride)
+    words = words_of_tokens(offsets.tolist(), np.zeros(len(offsets), dtype=int), spans)
+    owner = most_context(windows, stride, words=words)
+    places = [np.flatnonzero(text_mask(window)) for window in windows]
+    starts = window_starts(windows, stride)
+    owned: list[list[tuple[int, int]]] = [[] for _ in windows]
+    for token in np.flatnonzero(first_tokens(words)):
+        window = int(owner[token])
+        owned[window].append((int(words[token]), int(places[window][token - starts[window]])))
+    return owned

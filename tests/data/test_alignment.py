@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from mlx_bert.bpe import ByteLevelBPE
-from mlx_bert.data.alignment import align_labels, first_tokens, tag_examples, word_spans, words_of_tokens
+from mlx_bert.data.alignment import (
+    align_labels,
+    first_tokens,
+    tag_examples,
+    tag_windows,
+    word_spans,
+    words_of_tokens,
+)
 from mlx_bert.tokenizer import Tokenizer
 
 TAGS = ["O", "time", "city"]
@@ -65,3 +72,34 @@ def test_word_pieces_too(tiny_bert_folder):
 def test_wrong_tags(tags, message, byte_tokenizer):
     with pytest.raises(ValueError, match=message):
         tag_examples([{"text": "two words", "tags": tags}], byte_tokenizer, TAGS)
+
+
+def test_windows_of_tagged_texts(tiny_bert_folder):
+    tokenizer = Tokenizer.from_pretrained(tiny_bert_folder)
+    names = ["O", "B-X", "I-X"]
+    rows = [{"text": "the zq dog is xyz", "tags": ["O", "B-X", "I-X", "O", "B-X"]}]
+    (whole,) = tag_windows(rows, tokenizer, names)
+    assert [tokenizer.fast.id_to_token(int(token)) for token in whole["input_ids"]] == [
+        "[CLS]", "the", "z", "##q", "dog", "is", "x", "##y", "##z", "[SEP]",
+    ]  # fmt: skip
+    assert whole["labels"].tolist() == [-100, 0, 1, -100, 2, 0, 1, -100, -100, -100]
+    assert whole["words"] == [(0, 1), (1, 2), (2, 4), (3, 5), (4, 6)]
+    (every,) = tag_windows(rows, tokenizer, names, every_token=True)
+    assert every["labels"].tolist() == [-100, 0, 1, 2, 2, 0, 1, 2, 2, -100]
+    (plain,) = tag_windows([{"text": rows[0]["text"]}], tokenizer, names)
+    assert set(plain["labels"].tolist()) == {-100}
+    # a window that begins within a word does not take its rest for its first token
+    windows = tag_windows(rows, tokenizer, names, max_length=6, stride=1)
+    assert [window["labels"].tolist() for window in windows] == [
+        [-100, 0, 1, -100, 2, -100], [-100, 2, 0, 1, -100, -100], [-100, -100, -100, -100],
+    ]  # fmt: skip
+    assert sorted(word for window in windows for word, _ in window["words"]) == [0, 1, 2, 3, 4]
+
+
+def test_every_wrongly_tagged_text_is_reported(tiny_bert_folder):
+    tokenizer = Tokenizer.from_pretrained(tiny_bert_folder)
+    rows = [{"text": "a b", "tags": ["O"], "line": 3}, {"text": "a", "tags": ["B-Z"], "line": 5}]
+    with pytest.raises(ValueError, match="the tagged data has 2 bad rows") as caught:
+        tag_windows(rows, tokenizer, ["O"])
+    assert "line 3: expected 2 tags, one per word, but got 1" in str(caught.value)
+    assert "line 5: unknown tag 'B-Z'; known: O" in str(caught.value)
