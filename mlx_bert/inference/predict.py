@@ -1,11 +1,11 @@
-"""Texts -> labels or values, with a fine-tuned model.
+"""Texts -> labels, values, entities, answers or choices, with a fine-tuned model.
 
 Dimension key: B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +14,18 @@ import numpy as np
 
 from mlx_bert.checkpoint import ready_folder
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.pipelines import MultipleChoice, MultiTask, QuestionAnswering, TokenClassification
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import Tokenizer
 
+PIPELINE_OF_HEAD = {
+    "token_classification": TokenClassification,
+    "question_answering": QuestionAnswering,
+    "multiple_choice": MultipleChoice,
+    "multi_task": MultiTask,
+    "multi_task_nlp": MultiTask,
+}
+EMBEDDERS = ("contrastive", "metric_learning", "text_similarity")  # their heads give vectors
 MODEL_PARTS = ("best_model", "final_model")  # where a training run's output folder keeps its models
 
 
@@ -44,8 +53,11 @@ class TextPredictor:
     """A fine-tuned model with its tokenizer.
 
     Args:
-        model: with a head that reads whole texts.
+        model: with any head but those of language models and of embeddings.
         tokenizer: the encoder's.
+
+    Raises:
+        ValueError: such a head.
 
     Example:
         >>> TextPredictor.from_pretrained("reviews-model").predict(["I would buy it again."])
@@ -53,13 +65,15 @@ class TextPredictor:
     """
 
     def __init__(self, model: BertWithHead, tokenizer: Tokenizer) -> None:
-        if not model.head.POOLED:
+        kind = str(model.head.head_type)
+        if kind not in PIPELINE_OF_HEAD and (not model.head.POOLED or kind in EMBEDDERS):
             raise ValueError(
-                f"[predict] expected a head that reads whole texts but got {model.head.head_type}. "
-                "Call the model itself for token-level heads."
+                f"[predict] expected a head that gives texts labels, values or answers but got {kind}. "
+                "Call the model itself, a pipeline, or SentenceEncoder."
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.pipeline = PIPELINE_OF_HEAD[kind](model, tokenizer) if kind in PIPELINE_OF_HEAD else None
         self._run = mx.compile(self._outputs, inputs=[model.state]) if _on_gpu() else self._outputs
 
     @classmethod
@@ -75,31 +89,45 @@ class TextPredictor:
     def predict(
         self,
         texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
+        pairs: Sequence[str] | Sequence[Sequence[str]] | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
         top_k: int = 1,
         progress: Any = None,
     ) -> list[dict[str, Any]]:
-        """Predict each text's label, labels or value.
+        """Predict what the model's head says of each text.
 
         Args:
-            texts: any number.
-            pairs: the second text of each, for models trained on pairs.
+            texts: any number; for a model that answers, or that chooses, the questions.
+            pairs: the second text of each, for models trained on pairs; the context of each question; or the choices
+                of each question, a list each.
             batch_size: a batch holds as many tokens as this many texts of 128.
-            max_length: truncate to this many tokens; None for the encoder's bound.
-            top_k: classification: also return ``scores``, the k most probable classes and their probabilities.
+            max_length: truncate to this many tokens; None for the encoder's bound. Contexts are read whole, in windows
+                of so many.
+            top_k: of above 1, also ``scores``, the k most probable classes or choices and their probabilities, or
+                ``answers``, the k best; so many labels of each task.
             progress: a tqdm bar.
 
         Returns:
             In the order of the texts: ``label`` and ``confidence`` (its probability); for several labels ``labels``
-            and ``confidence`` (a probability each); for a regression ``value``.
+            and ``confidence`` (a probability each); for a regression ``value``; for tokens ``entities`` (see
+            :class:`mlx_bert.inference.pipelines.TokenClassification`, with the strategy ``"simple"``); for questions
+            ``answer``, ``confidence``, ``start`` and ``end``, or ``choice``, ``index`` and ``confidence``; for several
+            tasks ``tasks``, the labels and scores of each.
 
         Raises:
-            ValueError: ``top_k`` below 1.
+            ValueError: ``top_k`` below 1, or above for entities; a question without its context or choices.
         """
         if top_k < 1:
             raise ValueError(f"[predict] expected top_k of at least 1 but got {top_k}.")
+        if self.pipeline is not None:
+            self.pipeline.batch_size = batch_size
+            rows = []
+            for row in self._by_pipeline(texts, pairs, max_length, top_k):
+                rows.append(row)
+                if progress is not None:
+                    progress.update(1)
+            return rows
         results: list[dict[str, Any]] = [{} for _ in texts]
         forward = lambda batch, _: self._run(batch)  # noqa: E731
         for places, outputs in run_batches(
@@ -115,6 +143,41 @@ class TextPredictor:
             for row, place in enumerate(places):
                 results[place] = self.describe({name: array[row] for name, array in arrays.items()}, top_k)
         return results
+
+    def _by_pipeline(
+        self, texts: Sequence[str], pairs: Sequence[Any] | None, max_length: int | None, top_k: int
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of the heads that a pipeline reads."""
+        pipe, kind = self.pipeline, str(self.model.head.head_type)
+        asks = {"question_answering": "context", "multiple_choice": "choices"}.get(kind)
+        if (asks is None) != (pairs is None) or (pairs is not None and len(pairs) != len(texts)):
+            wanted = f"the {asks} of each of {len(texts)} questions" if asks else "texts without pairs"
+            raise ValueError(
+                f"[predict] expected {wanted} for a {kind} model but got "
+                f"{'no' if pairs is None else len(pairs)} pairs. Give what the model was trained on."
+            )
+        if kind == "token_classification" and top_k > 1:
+            raise ValueError(f"[predict] expected top_k of 1 for a {kind} model but got {top_k}. Leave it out.")
+        items: Any = iter(texts)
+        if asks is not None:
+            items = ({"question": text, asks: pair} for text, pair in zip(texts, pairs or (), strict=True))
+        if isinstance(pipe, QuestionAnswering):
+            for found in pipe(items, top_k=top_k, max_seq_len=max_length):
+                answers = found if isinstance(found, list) else [found]
+                more = {"answers": answers} if top_k > 1 else {}
+                place = {"start": answers[0]["start"], "end": answers[0]["end"]}
+                yield {"answer": answers[0]["answer"], "confidence": answers[0]["score"], **place, **more}
+        elif isinstance(pipe, MultipleChoice):
+            for found in pipe(items, top_k=top_k, max_length=max_length):
+                best = {"choice": found[0]["choice"], "index": found[0]["index"], "confidence": found[0]["score"]}
+                scores = {each["choice"]: each["score"] for each in found}
+                yield best | ({"scores": scores} if top_k > 1 else {})
+        elif isinstance(pipe, MultiTask):
+            for found in pipe(items, top_k=top_k, max_length=max_length):
+                yield {"tasks": found}
+        else:
+            for found in pipe(items, aggregation_strategy="simple", max_length=max_length):
+                yield {"entities": [{**entity, "score": float(entity["score"])} for entity in found]}
 
     def _outputs(self, batch: Any) -> dict[str, mx.array]:
         outputs = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)["head_outputs"]

@@ -78,8 +78,8 @@ def test_what_is_refused(tiny_bert_folder, tmp_path):
         find_model_folder(tmp_path)
     with pytest.raises(ValueError, match="expected top_k of at least 1"):
         predictor(tiny_bert_folder).predict(["a"], top_k=0)
-    with pytest.raises(ValueError, match="expected a head that reads whole texts but got token_classification"):
-        predictor(tiny_bert_folder, "token_classification")
+    with pytest.raises(ValueError, match="expected a head that gives texts labels, values or answers but got contra"):
+        predictor(tiny_bert_folder, "contrastive")
 
 
 def test_a_task_model_of_transformers_predicts_as_there(tmp_path):

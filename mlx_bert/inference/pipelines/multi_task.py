@@ -82,12 +82,19 @@ class MultiTask(Pipeline):
         length = saved["config"]["training"]["max_length"]
         return cls(model, tokenizer, batch_size=batch_size, labels=labels, max_length=length)
 
-    def __call__(self, inputs: str | Sequence[str] | Iterator[str], *, top_k: int | None = None) -> Any:
+    def __call__(
+        self,
+        inputs: str | Sequence[str] | Iterator[str],
+        *,
+        top_k: int | None = None,
+        max_length: int | None = None,
+    ) -> Any:
         """Classify by every task.
 
         Args:
             inputs: a text, or a list or iterator of texts.
             top_k: so many labels of each task, best first; None for all.
+            max_length: longer texts are cut to so many tokens; None for the pipeline's own ``max_length``.
 
         Returns:
             ``{task: [{"label", "score"}]}``, the best first: softmax for classes, sigmoid for labels that may hold
@@ -97,9 +104,10 @@ class MultiTask(Pipeline):
             ValueError: something that is no text, or a ``top_k`` below 1.
         """
         check_top_k(top_k)
-        return self._each(inputs, isinstance(inputs, str), partial(self._classify, top_k=top_k))
+        run = partial(self._classify, top_k=top_k, max_length=max_length or self.max_length)
+        return self._each(inputs, isinstance(inputs, str), run)
 
-    def _classify(self, texts: list[str], top_k: int | None) -> list[Scores]:
+    def _classify(self, texts: list[str], top_k: int | None, max_length: int | None) -> list[Scores]:
         sizes: dict[str, int] = {}
 
         def forward(batch: Batch, _: Any) -> mx.array:
@@ -108,7 +116,7 @@ class MultiTask(Pipeline):
             return mx.concatenate(list(scores.values()), axis=1)
 
         results = []
-        for row, _ in self._run(check_texts(texts), forward, max_length=self.max_length):
+        for row, _ in self._run(check_texts(texts), forward, max_length=max_length):
             bounds = pairwise(accumulate(sizes.values(), initial=0))
             parts = {task: row[start:end] for task, (start, end) in zip(sizes, bounds, strict=True)}
             results.append({task: self._ranked(task, part, top_k) for task, part in parts.items()})

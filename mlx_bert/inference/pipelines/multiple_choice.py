@@ -29,6 +29,7 @@ class MultipleChoice(Pipeline):
         choices: Sequence[str] | None = None,
         *,
         top_k: int | None = None,
+        max_length: int | None = None,
     ) -> Any:
         """Score choices.
 
@@ -36,10 +37,11 @@ class MultipleChoice(Pipeline):
         behind it with a space between (RACE, SWAG). A question may have any number of choices.
 
         Args:
-            inputs: ``{"question": ..., "choices": [...]}`` and perhaps ``"context"``, or a list or iterator of them; or
-                a question alone, with ``choices`` behind it.
+            inputs: ``{"question": ..., "choices": [...]}`` (``"text"`` will do for ``"question"``) and perhaps
+                ``"context"``, or a list or iterator of them; or a question alone, with ``choices`` behind it.
             choices: those of a single question.
             top_k: so many choices, best first; None for all.
+            max_length: longer pairs are cut to so many tokens, the longer text first; None for the tokenizer's bound.
 
         Returns:
             ``[{"choice", "index", "score"}]``, the likeliest first; ``index`` counts the choices as they were given,
@@ -51,13 +53,13 @@ class MultipleChoice(Pipeline):
         check_top_k(top_k)
         if isinstance(inputs, str):
             inputs = {"question": inputs, "choices": choices}
-        return self._each(inputs, isinstance(inputs, Mapping), partial(self._score, top_k=top_k))
+        return self._each(inputs, isinstance(inputs, Mapping), partial(self._score, top_k=top_k, max_length=max_length))
 
-    def _score(self, items: list[Question], top_k: int | None) -> list[list[dict[str, Any]]]:
+    def _score(self, items: list[Question], top_k: int | None, max_length: int | None) -> list[list[dict[str, Any]]]:
         rows = [_pairs(item) for item in items]
         texts = [text for row in rows for text, _ in row]
         pairs = [pair for row in rows for _, pair in row]
-        runs = iter(self._run(texts, self._choice_logits, pairs))
+        runs = iter(self._run(texts, self._choice_logits, pairs, max_length))
         results = []
         for item, row in zip(items, rows, strict=True):
             scores = apply_function(np.array([next(runs)[0] for _ in row]), "softmax")
@@ -74,9 +76,8 @@ class MultipleChoice(Pipeline):
 
 def _pairs(item: Any) -> list[tuple[str, str]]:
     """The two texts that the model reads for each choice."""
-    question = item.get("question") if isinstance(item, Mapping) else None
-    choices = item.get("choices") if isinstance(item, Mapping) else None
-    context = item.get("context") if isinstance(item, Mapping) else None
+    given = item if isinstance(item, Mapping) else {}
+    question, choices, context = given.get("question", given.get("text")), given.get("choices"), given.get("context")
     fine = isinstance(question, str) and isinstance(choices, list | tuple) and len(choices) > 0
     if not fine or not all(isinstance(text, str) for text in [*choices, "" if context is None else context]):
         raise ValueError(

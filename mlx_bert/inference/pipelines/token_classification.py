@@ -37,6 +37,7 @@ class TokenClassification(Pipeline):
         stride: int | None = None,
         is_split_into_words: bool = False,
         delimiter: str = " ",
+        max_length: int | None = None,
     ) -> Any:
         """Find entities.
 
@@ -50,6 +51,7 @@ class TokenClassification(Pipeline):
                 overlap, the longer one stays, or else the surer one. None cuts long texts. Not with ``"none"``.
             is_split_into_words: each text is a list of words.
             delimiter: between such words in the text that ``start`` and ``end`` count in.
+            max_length: tokens of a text, or of a window, at most; None for the tokenizer's bound.
 
         Returns:
             ``{"entity", "score", "index", "word", "start", "end"}`` for each token, or ``{"entity_group", "score",
@@ -76,11 +78,18 @@ class TokenClassification(Pipeline):
             ignored=frozenset(ignore_labels),
             stride=stride,
             delimiter=delimiter if is_split_into_words else None,
+            max_length=max_length,
         )
         return self._each(inputs, isinstance(inputs, str), run)
 
     def _find(
-        self, texts: list[Any], strategy: str, ignored: frozenset[str], stride: int | None, delimiter: str | None
+        self,
+        texts: list[Any],
+        strategy: str,
+        ignored: frozenset[str],
+        stride: int | None,
+        delimiter: str | None,
+        max_length: int | None,
     ) -> list[list[Entity]]:
         starts: list[list[int] | None] = [None] * len(texts)
         windows: list[list[Any]]
@@ -88,13 +97,14 @@ class TokenClassification(Pipeline):
             rows = [_words(words) for words in texts]
             texts = [delimiter.join(words) for words in rows]
             starts = [list(accumulate((len(w) + len(delimiter) for w in words), initial=0)) for words in rows]
-            windows = self.tokenizer.encode_windows(rows, stride=stride or 0)
+            windows = self.tokenizer.encode_windows(rows, None, max_length, stride or 0)
             windows = windows if stride is not None else [row[:1] for row in windows]
         elif stride is not None:
-            windows = self.tokenizer.encode_windows(check_texts(texts), stride=stride)
+            windows = self.tokenizer.encode_windows(check_texts(texts), None, max_length, stride)
         else:
             windows = [[text] for text in check_texts(texts)]
-        runs = iter(self._run([window for row in windows for window in row], self._scores))
+        flat = [window for row in windows for window in row]
+        runs = iter(self._run(flat, self._scores, max_length=max_length))
         classes = self.model.head.config.output_size
         results = []
         for text, row, places in zip(texts, windows, starts, strict=True):
