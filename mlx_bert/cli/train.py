@@ -131,14 +131,19 @@ def main(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_pretrained(_encoder_folder(args.model))
     table = EpochTable(("accuracy", "f1_macro", "rmse", "r2", "qwk"))
     trainer = Trainer(model, settings, train, held_out or None, tokenizer, callbacks=[table])
-    _print_summary(args, model, trainer, train, held_out, labels, kind, source)
+    speaks = trainer.world.is_main  # of the ranks that train together
+    if speaks:
+        _print_summary(args, model, trainer, train, held_out, labels, kind, source)
     try:
         result = trainer.train(resume=args.resume)
     except TrainingInterrupted as stopped:
-        print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
-              file=sys.stderr)  # fmt: skip
+        if speaks:
+            print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
+                  file=sys.stderr)  # fmt: skip
+        trainer.world.barrier()  # the launcher ends the others when one ends: let it be said first
         return 130
-    _print_result(result)
+    if speaks:
+        _print_result(result)
     return 0
 
 
@@ -262,11 +267,12 @@ def _print_summary(
     apply_freeze(model, settings.freeze)
     trainable, total = parameter_counts(model)
     config = model.bert.config
+    ranks = f", on {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     lines = {
         "model": f"{args.model} ({config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size})",
         "head": f"{model.head.head_type}, {model.head.config.pooling_type} pooling",
         "parameters": f"{trainable:,} trainable of {total:,}",
-        "training": f"{len(train):,} examples, {trainer.total_steps:,} updates in {settings.epochs} epochs",
+        "training": f"{len(train):,} examples, {trainer.total_steps:,} updates in {settings.epochs} epochs{ranks}",
         "evaluation": f"{len(held_out):,} examples ({source})" if held_out else "none",
     }
     if kind == "class":

@@ -9,7 +9,13 @@ from typing import Any, TextIO
 
 
 class Callback:
-    """Override what you need. ``trainer`` gives access to everything: ``trainer.state``, ``trainer.model``, ..."""
+    """Override what you need. ``trainer`` gives access to everything: ``trainer.state``, ``trainer.model``, ...
+
+    In data-parallel training each rank calls its own; ``main_only`` leaves it to rank 0, for what prints or writes.
+    A callback with ``main_only`` must not evaluate, which all ranks do together.
+    """
+
+    main_only = False
 
     def on_train_begin(self, trainer: Any) -> None:
         """The run begins or is resumed; ``trainer.total_steps`` is known."""
@@ -32,6 +38,8 @@ class Callback:
 
 class ProgressBar(Callback):
     """A bar over all updates, with the latest loss."""
+
+    main_only = True
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -61,6 +69,8 @@ class EpochTable(Callback):
         metrics: names of the evaluation's metrics to show, without ``eval_``; those that it lacks are left out.
         stream: where to write; None for the standard output.
     """
+
+    main_only = True
 
     def __init__(self, metrics: tuple[str, ...] = (), stream: TextIO | None = None) -> None:
         self.metrics = metrics

@@ -16,11 +16,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_bert.checkpoint import WEIGHTS, entries_of, new_folder, read_json, write_json, write_safetensors
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.setup import differences
 
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
 METADATA = "metadata.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"checkpoint_(\d+)")
 # Settings that a resumed run may change: they don't touch the numbers.
 FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress")
@@ -111,7 +112,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Mapping[str, mx.array],
     average: Mapping[str, mx.array] | None,
-    fingerprint: str,
+    setup: Mapping[str, Any],
     learning_rate: float,
 ) -> Path:
     """Write ``checkpoint_<step>`` completely or not at all, then remove those beyond ``keep_checkpoints``."""
@@ -126,7 +127,7 @@ def save_checkpoint(
             "step": state.step,
             "learning_rate": learning_rate,
             "best_metrics": state.best_metrics,
-            "data": fingerprint,
+            "setup": setup,
             "args": args.to_dict(),
             "state": state.to_dict(),
         }
@@ -164,25 +165,34 @@ class Checkpoint:
     average: dict[str, mx.array] | None
 
 
-def load_checkpoint(path: Path, args: TrainingArgs, fingerprint: str) -> Checkpoint:
+def load_checkpoint(path: Path, args: TrainingArgs, setup: Mapping[str, Any]) -> Checkpoint:
     """Read a checkpoint and check that it belongs to this run.
+
+    Args:
+        path: its folder.
+        args: the settings of this run.
+        setup: the description of its parts (:func:`setup.setup_of`).
 
     Raises:
         FileNotFoundError: not a checkpoint folder.
-        ValueError: other settings, other data, or another format.
+        ValueError: other settings, other data, another objective or sampler, or another format.
     """
     metadata = read_json(path / METADATA)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"[resume] expected {path} in format {FORMAT} but got {metadata.get('format')!r}. Train anew.")
-    saved, now = metadata["args"], args.to_dict()
+    saved, now = TrainingArgs.from_dict(metadata["args"]).to_dict(), args.to_dict()
     differing = [name for name in now if name not in FREE_SETTINGS and saved.get(name) != now[name]]
     if differing:
         shown = "; ".join(f"{name} was {saved.get(name)!r} and is {now[name]!r}" for name in differing)
         raise ValueError(
             f"[resume] {path} was written with other settings: {shown}. Give the same ones, or train anew."
         )
-    if metadata["data"] != fingerprint:
-        raise ValueError(f"[resume] {path} was written with other training data. Give the same data, or train anew.")
+    for part, described in setup.items():
+        if differing := differences(metadata["setup"].get(part), described):
+            shown = "" if part == "training data" else f": {'; '.join(differing[:5])}"
+            raise ValueError(
+                f"[resume] {path} was written with other {part}{shown}. Give the same as then, or train anew."
+            )
     average = mx.load(str(path / AVERAGE), format="safetensors") if (path / AVERAGE).is_file() else None
     return Checkpoint(
         path,

@@ -13,6 +13,7 @@ from mlx_bert.data.readers import Example
 from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler, balanced_weights
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.distributed import RankShares, World
 from mlx_bert.training.encoder_cache import cache_encoder, can_cache
 
 TOKEN_LEVEL_HEADS = ("token_classification", "text_generation")
@@ -46,6 +47,7 @@ class Feed:
         collate: examples -> batch.
         sampler: batches of each epoch; None makes length-bucketed shuffled ones.
         needs_labels: whether every example must have ``labels``.
+        world: the processes that share the batches; None for this one alone. ``batch_size`` is that of each.
 
     Raises:
         ValueError: no examples, or texts without a tokenizer.
@@ -60,15 +62,20 @@ class Feed:
         collate: Callable[[Sequence[Example]], Arrays],
         sampler: Any = None,
         needs_labels: bool = True,
+        world: World | None = None,
     ) -> None:
         self.args = args
+        self.world = world
+        ranks = world.size if world else 1
         self.tokenizer = tokenizer
         self.collate = collate
         self.needs_labels = needs_labels
         self.train = self.prepare(train, "train_examples")
         self.evaluation = self.prepare(evaluation, "eval_examples") if evaluation is not None else None
         lengths = [token_count(example) for example in self.train]
-        self.sampler = sampler or LengthBucketSampler(lengths, args.batch_size, args.seed, weights=self._weights())
+        whole = sampler or LengthBucketSampler(lengths, ranks * args.batch_size, args.seed, weights=self._weights())
+        # a sampler of one's own made whole batches on purpose (of one task, without duplicates)
+        self.sampler = RankShares(whole, world, split=sampler is None) if world and ranks > 1 else whole
         self._cached: dict[str, list[Example]] = {}
 
     def prepare(self, examples: Sequence[Example], name: str) -> list[Example]:
@@ -89,16 +96,21 @@ class Feed:
             )
         return examples
 
-    def collated(self, group: Sequence[BatchIndices]) -> list[Arrays]:
-        """The training batches of one update."""
+    def collated(self, group: Sequence[BatchIndices]) -> list[Arrays | None]:
+        """The training batches of one update; None for an empty one, which a rank may have."""
         examples = self._cached.get("train", self.train)
-        return [self.collate([examples[index] for index in batch.indices]) for batch in group]
+        return [
+            self.collate([examples[index] for index in batch.indices]) if len(batch.indices) else None
+            for batch in group
+        ]
 
     def eval_batches(self, examples: Sequence[Example] | None = None) -> Iterator[Arrays]:
-        """Every example once, sorted by length; None for the evaluation examples."""
+        """Every example once, sorted by length; None for the evaluation examples. Of several ranks each has its share,
+        batches by turns."""
         chosen = self._cached.get("evaluation", self.evaluation) if examples is None else examples
         sampler = LengthBucketSampler([token_count(example) for example in chosen], self.eval_size, shuffle=False)
-        return (self.collate([chosen[index] for index in batch.indices]) for batch in sampler.batches())
+        own = sampler.batches()[self.world.rank :: self.world.size] if self.world else sampler.batches()
+        return (self.collate([chosen[index] for index in batch.indices]) for batch in own)
 
     @property
     def eval_size(self) -> int:
@@ -150,6 +162,13 @@ class Feed:
     def _weights(self) -> list[float] | None:
         if self.args.sampling == "shuffle":
             return None
+        if self.args.sampling == "weighted":
+            weights = [example.get("weight") for example in self.train]
+            if None in weights or not sum(weights) > 0:
+                raise ValueError(
+                    "[Trainer] expected a weight in every example, not all 0, with sampling 'weighted'. Give them."
+                )
+            return weights
         labels = [example["labels"] for example in self.train]
         if any(np.ndim(label) or not float(label).is_integer() for label in labels):
             raise ValueError("[Trainer] expected one class per example with sampling 'class_balanced'. Use 'shuffle'.")

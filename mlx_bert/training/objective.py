@@ -6,7 +6,9 @@ with the same three methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -15,6 +17,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays
+from mlx_bert.training.distributed import World
 
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "hamming")
 
@@ -71,7 +74,7 @@ def is_greater_better(metric: str) -> bool:
 
 
 def evaluate(
-    model: nn.Module, objective: Objective, batches: Iterable[Arrays], forward: Any = None
+    model: nn.Module, objective: Objective, batches: Iterable[Arrays], forward: Any = None, world: World | None = None
 ) -> tuple[dict[str, float], dict[str, np.ndarray], Any]:
     """Run a model over a data set.
 
@@ -80,25 +83,60 @@ def evaluate(
         objective: the task.
         batches: with labels.
         forward: ``batch -> (outputs, loss, weight)``, for example compiled; None makes one.
+        world: processes that each have a share of the batches (rank r the batches r, r + size, ...) and all get the
+            result; None for this one alone.
 
     Returns:
         The metrics and ``loss``; the outputs of all batches, joined; the labels, joined.
     """
     forward = forward or batch_forward(model, objective)
-    gathered, labels, losses, weights = [], [], [], []
+    records = []
     for batch in batches:
         outputs, loss, weight = forward(batch)
         mx.eval(outputs, loss, weight)
-        gathered.append({name: _to_numpy(value) for name, value in outputs.items()})
-        labels.append(batch.get("labels"))
-        losses.append(loss)
-        weights.append(weight)
-    joined = {name: _join([outputs[name] for outputs in gathered], 0) for name in gathered[0]}
-    all_labels = _join_labels(labels)
-    weight, loss = mx.stack(weights), mx.stack(losses)
+        records.append(
+            {
+                "outputs": {name: _to_numpy(value) for name, value in outputs.items()},
+                "labels": _labels_to_numpy(batch.get("labels")),
+                "loss": np.array(loss),
+                "weight": np.array(weight),
+            }
+        )
+    if world is not None and world.size > 1:
+        records = _from_all(records, world)
+    joined = {name: _join([r["outputs"][name] for r in records], 0) for name in records[0]["outputs"]}
+    labels = _join_labels([record["labels"] for record in records])
+    weight, loss = (mx.array(np.stack([record[name] for record in records])) for name in ("weight", "loss"))
     mean = mx.sum(mx.where(weight > 0, loss * weight, 0.0)) / mx.maximum(mx.sum(weight), 1e-9)
-    metrics = objective.metrics(model, {name: mx.array(value) for name, value in joined.items()}, all_labels)
-    return {"loss": float(mean), **{k: v for k, v in metrics.items() if k != "loss"}}, joined, all_labels
+    metrics = objective.metrics(model, {name: mx.array(value) for name, value in joined.items()}, labels)
+    return {"loss": float(mean), **{k: v for k, v in metrics.items() if k != "loss"}}, joined, labels
+
+
+def _from_all(records: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
+    """The records of all ranks in the order of the batches; ranks take turns."""
+    ranks: list[list[dict[str, Any]]] = []
+    for arrays in world.gather({json.dumps(path): array for path, array in _leaves(records)}):
+        own: list[dict[str, Any]] = []
+        for path, array in arrays.items():
+            number, *names = json.loads(path)
+            if number == len(own):
+                own.append({"labels": None})
+            place = own[number]
+            for name in names[:-1]:
+                place[name] = place = place.get(name) or {}
+            place[names[-1]] = array
+        ranks.append(own)
+    turns = itertools.zip_longest(*ranks)
+    return [record for turn in turns for record in turn if record is not None]
+
+
+def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+    """The arrays in lists and dicts, with the way to each; None is left out."""
+    if isinstance(tree, (list, Mapping)):
+        for key, entry in enumerate(tree) if isinstance(tree, list) else tree.items():
+            yield from _leaves(entry, (*path, key))
+    elif tree is not None:
+        yield path, tree
 
 
 def batch_forward(model: nn.Module, objective: Objective) -> Callable[[Arrays], Any]:
@@ -129,9 +167,15 @@ def _join(parts: list[np.ndarray], fill: float) -> np.ndarray:
     return np.concatenate(padded)
 
 
+def _labels_to_numpy(labels: Any) -> Any:
+    if isinstance(labels, Mapping):
+        return {name: _labels_to_numpy(entry) for name, entry in labels.items()}
+    return labels if labels is None else np.array(labels)
+
+
 def _join_labels(labels: list[Any]) -> Any:
     if labels[0] is None:
         return None
     if isinstance(labels[0], Mapping):
         return {name: _join_labels([label[name] for label in labels]) for name in labels[0]}
-    return mx.array(_join([np.array(label) for label in labels], IGNORE_INDEX))
+    return mx.array(_join(labels, IGNORE_INDEX))

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_bert.data.collate import Arrays
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.distributed import World
 from mlx_bert.training.objective import Objective
 from mlx_bert.training.optimizers import GroupedOptimizer, clip_by_global_norm
 
@@ -50,12 +51,23 @@ class TrainingStep:
         objective: loss of a batch.
         optimizer: for the model's trainable parameters.
         args: ``dtype``, ``max_grad_norm``, ``ema_decay``.
+        world: the processes whose gradients are averaged; None for those that the launcher started.
 
     Attributes:
         average: the exponential moving average of the trainable parameters, or empty.
+        stop_asked: whether any process asked in the last update to stop.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, optimizer: GroupedOptimizer, args: TrainingArgs) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: GroupedOptimizer,
+        args: TrainingArgs,
+        world: World | None = None,
+    ) -> None:
+        self.world = world or World()
+        self.stop_asked = False
         self.model = model
         self.objective = objective
         self.optimizer = optimizer
@@ -71,29 +83,45 @@ class TrainingStep:
                                 outputs=[model.state, mx.random.state, self._sums])  # fmt: skip
         self._finish = compiled(self._finish_step, inputs=[*state, self._sums], outputs=state)
 
-    def __call__(self, batches: list[Arrays], seeds: list[int]) -> tuple[list[mx.array], list[mx.array], mx.array]:
-        """Do one update. Nothing is evaluated yet.
+    def __call__(
+        self, batches: list[Arrays | None], seeds: list[int], stop: bool = False
+    ) -> tuple[list[mx.array], list[mx.array], mx.array]:
+        """Do one update. With one process nothing is evaluated yet.
 
         Args:
-            batches: those whose gradients are averaged, weighted by what each batch's loss is a mean over.
+            batches: those whose gradients are averaged, over all processes, weighted by what each batch's loss is a
+                mean over; None for an empty one.
             seeds: one per batch, for dropout.
+            stop: ask all processes to stop; read :attr:`stop_asked`.
 
         Returns:
             The loss and the weight of each batch, and the norm of the gradient before clipping; scalars.
         """
-        if len(batches) == 1:
+        self.stop_asked = stop
+        first = batches[0]
+        if len(batches) == 1 and first is not None and self.world.size == 1:
             mx.random.seed(seeds[0])
-            loss, weight, norm = self._whole(batches[0])
+            loss, weight, norm = self._whole(first)
             return [loss], [weight], norm
         zeros = {name: mx.zeros(array.shape, mx.float32) for name, array in flat_parameters(self.model).items()}
         self._sums["gradients"], self._sums["weight"] = zeros, mx.array(0.0)
         losses, weights = [], []
         for batch, seed in zip(batches, seeds, strict=True):
+            if batch is None:
+                losses.append(mx.array(0.0))
+                weights.append(mx.array(0.0))
+                continue
             mx.random.seed(seed)
             loss, weight = self._part(batch)
             mx.async_eval(self._sums, loss)  # frees this batch's graph before the next is built
             losses.append(loss)
             weights.append(weight)
+        if self.world.size > 1:
+            gradients, (weight, asked) = self.world.total(
+                self._sums["gradients"], [self._sums["weight"].item(), float(stop)]
+            )
+            self._sums["gradients"], self._sums["weight"] = gradients, mx.array(weight)
+            self.stop_asked = asked > 0
         norm = self._finish()
         self._sums.clear()
         return losses, weights, norm

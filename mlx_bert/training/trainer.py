@@ -19,38 +19,28 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from mlx_bert.checkpoint import WEIGHTS, entries_of, new_folder, write_json, write_safetensors
 from mlx_bert.data.collate import Arrays
 from mlx_bert.data.readers import Example
-from mlx_bert.data.samplers import BatchIndices
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback, ProgressBar
-from mlx_bert.training.checkpoints import (
-    METADATA,
-    TrainState,
-    list_checkpoints,
-    load_checkpoint,
-    load_model_arrays,
-    model_arrays,
-    remove_partial_files,
-    save_checkpoint,
-)
+from mlx_bert.training.checkpoints import FREE_SETTINGS, TrainState, load_model_arrays, model_arrays
+from mlx_bert.training.distributed import World
 from mlx_bert.training.feed import Feed, default_collator
 from mlx_bert.training.freezing import Phase, apply_freeze, phases_of
-from mlx_bert.training.lora import apply_lora, config_from_args, merged_lora, save_adapters
+from mlx_bert.training.lora import apply_lora, config_from_args
+from mlx_bert.training.loss_record import LossRecord
 from mlx_bert.training.objective import HeadObjective, Objective, batch_forward, evaluate, is_greater_better
 from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
-from mlx_bert.training.outcome import NonFiniteLoss, TrainingInterrupted, TrainResult
+from mlx_bert.training.outcome import TrainingInterrupted, TrainResult
 from mlx_bert.training.recompute import encoder_layers, gradient_checkpointing
+from mlx_bert.training.run_folder import HISTORY, RunFolder
 from mlx_bert.training.schedules import create_schedule
+from mlx_bert.training.setup import setup_of
 from mlx_bert.training.step import TrainingStep, compiles, flat_parameters, install, maybe_compile
 
 logger = logging.getLogger(__name__)
-HISTORY = "history.json"
-BEST_STATE = "best_state.safetensors"  # the best weights while the run lasts; best_model/ is what users load
 
 
 class Trainer:
@@ -90,13 +80,15 @@ class Trainer:
         self.args = args
         self.tokenizer = tokenizer
         self.objective = objective or HeadObjective()
-        self.callbacks = [*([ProgressBar()] if args.progress else []), *callbacks]
+        self.world = World()
+        every = [*([ProgressBar()] if args.progress else []), *callbacks]
+        self.callbacks = [callback for callback in every if self.world.is_main or not callback.main_only]
         self.output_dir = Path(args.output_dir)
         if eval_examples is None and (args.patience or args.metric) and not self.measures_without_examples:
             raise ValueError("[Trainer] expected eval_examples with patience or metric but got none. Give some.")
         collate = collate or default_collator(model, tokenizer, exact=not compiles(args))
         needs_labels = getattr(self.objective, "needs_labels", True)
-        self.feed = Feed(args, train_examples, eval_examples, tokenizer, collate, sampler, needs_labels)
+        self.feed = Feed(args, train_examples, eval_examples, tokenizer, collate, sampler, needs_labels, self.world)
         self.model.set_dtype(mx.float32)
         self.adapters = config_from_args(args)
         if self.adapters is not None:
@@ -109,7 +101,9 @@ class Trainer:
         self.total_steps = self.updates_per_epoch * sum(phase.epochs for phase in self.phases)
         self._forward = maybe_compile(args)(batch_forward(model, self.objective), inputs=[model.state])
         self._stop = False
-        self._pending: list[tuple[Any, ...]] = []
+        self._losses = LossRecord(self.world, self.feed.name_of)
+        setup = setup_of(model, self.objective, self.feed.sampler, collate, self.feed.fingerprint(), self.world.size)
+        self.folder = RunFolder(args, model, tokenizer, self.adapters, self.world, setup, self.history_file)
 
     # --- what surrounds the loop --------------------------------------------------------------------------------------
 
@@ -126,9 +120,9 @@ class Trainer:
             TrainingInterrupted: SIGINT (Ctrl-C) or SIGTERM came; a checkpoint was written first.
         """
         started = time.perf_counter()
-        checkpoint = self._find_checkpoint(resume)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        remove_partial_files(self.output_dir)
+        self._require_same_run()
+        checkpoint = self.folder.find_checkpoint(resume)
+        self.folder.prepare()
         self._began = started
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
@@ -139,7 +133,8 @@ class Trainer:
             finally:
                 self._call("on_train_end")
         self.model.eval()
-        self._write_history()
+        self.folder.write_history(self.state)
+        self.world.barrier()  # what rank 0 writes is complete when any rank is through
         return TrainResult(
             self.state.best_metrics,
             self.state.best_step,
@@ -151,7 +146,7 @@ class Trainer:
         )
 
     def evaluate(self, examples: Sequence[Example] | None = None) -> dict[str, float]:
-        """Loss and metrics of the model as it is.
+        """Loss and metrics of the model as it is. All ranks must call it together; each gets the result.
 
         Args:
             examples: as in the constructor; None for the evaluation examples.
@@ -160,19 +155,16 @@ class Trainer:
             raise ValueError("[Trainer] expected examples to evaluate on but got none. Give eval_examples.")
         self.model.eval()
         prepared = None if examples is None else self.feed.prepare(examples, "examples")
-        return evaluate(self.model, self.objective, self.feed.eval_batches(prepared), self._forward)[0]
+        return evaluate(self.model, self.objective, self.feed.eval_batches(prepared), self._forward, self.world)[0]
 
-    def _find_checkpoint(self, resume: bool | str | Path) -> Path | None:
-        if not isinstance(resume, bool):
-            return Path(resume)
-        present = list_checkpoints(self.output_dir)
-        if resume:
-            return present[-1][1] if present else None
-        if present or any((self.output_dir / name).exists() for name in ("best_model", "final_model", BEST_STATE)):
-            raise FileExistsError(
-                f"[train] {self.output_dir} has results of another run. Choose another folder, remove it, or resume."
-            )
-        return None
+    def _require_same_run(self) -> None:
+        """Check that all ranks do the same: they would wait for each other for ever, or average what does not fit."""
+        if self.world.size == 1:
+            return
+        for name, value in self.args.to_dict().items():
+            if name not in FREE_SETTINGS:
+                self.world.require_same(f"setting {name}", str(value))
+        self.world.require_same("training data", self.feed.fingerprint())
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -188,7 +180,10 @@ class Trainer:
             self._stop = True
             logger.warning("[train] stopping after this update; once more to stop at once, without a checkpoint.")
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        asking = [signal.SIGINT, signal.SIGTERM]
+        if self.world.size > 1 and hasattr(signal, "SIGHUP"):  # what Ctrl-C at the launcher is on another machine
+            asking.append(signal.SIGHUP)
+        before = {number: signal.signal(number, ask) for number in asking}
         try:
             yield
         finally:
@@ -198,11 +193,13 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _run(self, path: Path | None) -> None:
-        checkpoint = load_checkpoint(path, self.args, self.feed.fingerprint()) if path else None
+        checkpoint = self.folder.load_checkpoint(path) if path else None
         if checkpoint:
             self.state = checkpoint.state
             load_model_arrays(self.model, checkpoint.model, "resume")
-        write_json(self.output_dir / "training_args.json", self.args.to_dict())
+        elif self.world.size > 1:
+            load_model_arrays(self.model, self.world.share_arrays(model_arrays(self.model)), "distributed")
+        self.folder.write_json("training_args.json", self.args.to_dict())
         mx.eval(self.model.parameters())
         self._call("on_train_begin")
         for number in range(self.state.phase, len(self.phases)):
@@ -231,7 +228,7 @@ class Trainer:
         warmup = math.ceil(args.warmup_ratio * total) if args.warmup_steps is None else args.warmup_steps
         power = 2.0 if args.schedule_power is None else args.schedule_power
         self.schedule = create_schedule(args.schedule, total, warmup, self.updates_per_epoch, power)
-        self.step = TrainingStep(self.model, self.objective, self.optimizer, args)
+        self.step = TrainingStep(self.model, self.objective, self.optimizer, args, self.world)
 
     def _epoch(self, phase: Phase) -> None:
         state, size = self.state, self.args.gradient_accumulation_steps
@@ -242,14 +239,15 @@ class Trainer:
         while state.update < len(groups):
             group = groups[state.update]
             self.optimizer.set_factor(self.schedule(state.phase_step))
-            seeds = [(self.args.seed << 32) + state.micro_step + number for number in range(len(group))]
-            losses, weights, norm = self.step(ready, seeds)
+            ranks, first = self.world.size, (self.args.seed << 32) + self.world.rank
+            seeds = [first + (state.micro_step + number) * ranks for number in range(len(group))]
+            losses, weights, norm = self.step(ready, seeds, self._stop)
             self.step.start(losses, weights, norm)
             state.update += 1
             state.step += 1
             state.phase_step += 1
             state.micro_step += len(group)
-            self._pending.append((state.step, state.passes, group, losses, weights, norm))
+            self._losses.add(state.step, state.passes, group, losses, weights, norm)
             # the next batch is padded and stacked while this one computes
             ready = self.feed.collated(groups[state.update]) if state.update < len(groups) else None
             self.step.evaluate(losses, weights, norm)
@@ -291,24 +289,24 @@ class Trainer:
         state.stopped_early = state.stopped_early or self._out_of_patience()
         if is_last:
             with self._averaged():
-                self._save_model("final_model")
+                self.folder.save_model("final_model", state)
         if self.step.average:
             install(self.model, self.step.average)
         if state.best_step is not None:
-            self._restore_best()
-            if is_last and not (self.output_dir / "best_model").exists():  # a kill fell between two renames
-                self._save_model("best_model")
+            self.folder.restore_best(state, is_last)
         state.phase, state.epoch, state.update, state.phase_step = state.phase + 1, 0, 0, 0
         state.stale, state.patience_value = 0, None
         if is_last:
-            (self.output_dir / BEST_STATE).unlink(missing_ok=True)
+            self.folder.forget_best()
 
     def _is_due(self, every: str) -> bool:
         return every.isdecimal() and self.state.step % int(every) == 0
 
     def _stop_if_asked(self) -> None:
-        if self._stop:
-            raise TrainingInterrupted(self._save_checkpoint())
+        if self.step.stop_asked if self.world.size > 1 else self._stop:
+            path = self._save_checkpoint()
+            self.world.barrier()  # a launcher ends the other ranks when one ends: not before all is written
+            raise TrainingInterrupted(path)
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -319,35 +317,19 @@ class Trainer:
 
     def _read_losses(self) -> None:
         """Wait for the losses since the last reading, check them and record their mean."""
-        if not self._pending:
+        reading = self._losses.read()
+        if reading is None:
             return
-        values = [(np.array(mx.stack(losses)), np.array(mx.stack(weights)), norm.item())
-                  for *_, losses, weights, norm in self._pending]  # fmt: skip
-        for (step, passes, group, *_), (losses, _, norm) in zip(self._pending, values, strict=True):
-            if not np.isfinite(losses).all():
-                batch = group[int(np.argmax(~np.isfinite(losses)))]
-                raise self._not_finite("loss", losses.sum(), step, passes, batch)
-            if not math.isfinite(norm):
-                raise self._not_finite("gradient", norm, step, passes, group[0])
-        losses = np.concatenate([losses for losses, _, _ in values]).astype(np.float64)
-        weights = np.concatenate([weights for _, weights, _ in values]).astype(np.float64)
-        self.state.epoch_loss += float((losses * weights).sum())
-        self.state.epoch_weight += float(weights.sum())
+        self.state.epoch_loss += reading.total
+        self.state.epoch_weight += reading.weight
         record = {
             "step": self.state.step,
-            "loss": float((losses * weights).sum() / max(weights.sum(), 1e-9)),
-            "grad_norm": float(np.mean([norm for *_, norm in values])),
+            "loss": reading.total / max(reading.weight, 1e-9),
+            "grad_norm": reading.grad_norm,
             "learning_rate": self._learning_rate(),
         }
-        self._pending = []
         self.state.history["steps"].append(record)
         self._call("on_log", record)
-
-    def _not_finite(self, what: str, value: float, step: int, passes: int, batch: BatchIndices) -> NonFiniteLoss:
-        return NonFiniteLoss(
-            f"[train] the {what} of update {step} (epoch {passes + 1}) is {value}. Its batch: "
-            f"{self.feed.name_of(batch)}. Check those labels and texts, or lower learning_rate."
-        )
 
     def _learning_rate(self) -> float:
         """The largest rate of the last update."""
@@ -356,7 +338,7 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         """What an evaluation during the run finds, by name."""
-        return evaluate(self.model, self.objective, self.feed.eval_batches(), self._forward)[0]
+        return evaluate(self.model, self.objective, self.feed.eval_batches(), self._forward, self.world)[0]
 
     def _evaluate(self, epoch: float) -> None:
         if self.feed.evaluation is None and not self.measures_without_examples:
@@ -365,14 +347,14 @@ class Trainer:
         state = self.state
         self.model.eval()
         with self._averaged():
-            metrics = self._measure()
+            metrics = self.world.share(self._measure())  # one machine's rounding decides for all
             name = self._metric_name(metrics)
             value = metrics[name]
             sign = 1.0 if self._greater_is_better(name) else -1.0
             is_best = math.isfinite(value) and (state.best_value is None or sign * (value - state.best_value) > 0)
             if is_best:
                 state.best_value, state.best_step, state.best_metrics = value, state.step, metrics
-                self._save_best()
+                self.folder.save_best(state)
         reference = state.patience_value
         if reference is None or sign * (value - reference) > self.args.min_delta:
             state.patience_value, state.stale = value, 0
@@ -392,11 +374,8 @@ class Trainer:
             "seconds": round(time.perf_counter() - self._began, 3),
         }
         state.history["epochs"].append(record)
-        self._write_history()
+        self.folder.write_history(state)
         self._call("on_evaluate", record)
-
-    def _write_history(self) -> None:
-        write_json(self.output_dir / self.history_file, self.state.history)
 
     def _metric_name(self, metrics: dict[str, float]) -> str:
         wanted = self.args.metric
@@ -433,47 +412,11 @@ class Trainer:
 
     def _save_checkpoint(self) -> Path:
         self._read_losses()
-        path = save_checkpoint(
-            self.output_dir,
-            self.state,
-            self.args,
-            self.model,
-            self.optimizer.state_arrays(),
-            self.step.average or None,
-            self.feed.fingerprint(),
-            self._learning_rate(),
+        path = self.folder.save_checkpoint(
+            self.state, self.optimizer.state_arrays(), self.step.average or None, self._learning_rate()
         )
         self._call("on_checkpoint", path)
         return path
-
-    def _save_best(self) -> None:
-        write_safetensors(self.output_dir / BEST_STATE, entries_of(model_arrays(self.model)))
-        self._save_model("best_model")
-
-    def _restore_best(self) -> None:
-        if not (self.output_dir / BEST_STATE).is_file():
-            raise FileExistsError(
-                f"[resume] the run in {self.output_dir} is complete: see best_model and final_model. Nothing to do."
-            )
-        best = mx.load(str(self.output_dir / BEST_STATE), format="safetensors")
-        load_model_arrays(self.model, best, "best model")
-        mx.eval(self.model.parameters())
-
-    def _save_model(self, name: str) -> None:
-        """Write a folder that ``from_pretrained`` loads, with ``metadata.json`` about the run."""
-        state = self.state
-        with new_folder(self.output_dir / name, overwrite=True) as folder:
-            if hasattr(self.model, "save_pretrained"):
-                with merged_lora(self.model):
-                    self.model.save_pretrained(folder)
-                if self.tokenizer is not None:
-                    self.tokenizer.save_pretrained(folder / "bert" if (folder / "bert").is_dir() else folder)
-            else:
-                write_safetensors(folder / WEIGHTS, entries_of(model_arrays(self.model)))
-            metrics = state.best_metrics if name == "best_model" else (state.history["epochs"] or [{}])[-1]
-            if self.adapters is not None:
-                save_adapters(self.model, folder / "adapters", self.adapters)
-            write_json(folder / METADATA, {"step": state.step, "metrics": metrics, "args": self.args.to_dict()})
 
     def _call(self, hook: str, *values: Any) -> None:
         for callback in self.callbacks:

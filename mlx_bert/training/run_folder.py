@@ -1,0 +1,180 @@
+"""The output folder of a run: checkpoints to resume from, the best and the final model, the history.
+
+Rank 0 alone writes and reads here; the other ranks, maybe on other machines, get from it what they need.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_bert.checkpoint import WEIGHTS, entries_of, new_folder, write_json, write_safetensors
+from mlx_bert.tokenizer import Tokenizer
+from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.checkpoints import (
+    METADATA,
+    Checkpoint,
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    load_model_arrays,
+    model_arrays,
+    remove_partial_files,
+    save_checkpoint,
+)
+from mlx_bert.training.distributed import World
+from mlx_bert.training.lora import LoRAConfig, merged_lora, save_adapters
+
+HISTORY = "history.json"
+BEST_STATE = "best_state.safetensors"  # the best weights while the run lasts; best_model/ is what users load
+
+
+class RunFolder:
+    """Reads and writes what a run keeps.
+
+    Args:
+        args: the settings; ``output_dir`` is the folder.
+        model: what is trained.
+        tokenizer: saved with the model.
+        adapters: those of the model, if it has some.
+        world: the ranks.
+        setup: describes the data and what else a resumed run must have alike, by name.
+        history_file: the name of the history.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArgs,
+        model: nn.Module,
+        tokenizer: Tokenizer | None,
+        adapters: LoRAConfig | None,
+        world: World,
+        setup: dict[str, Any],
+        history_file: str = HISTORY,
+    ) -> None:
+        self.path = Path(args.output_dir)
+        self.args = args
+        self.model = model
+        self.tokenizer = tokenizer
+        self.adapters = adapters
+        self.world = world
+        self.setup = setup
+        self.history_file = history_file
+
+    def find_checkpoint(self, resume: bool | str | Path) -> Path | None:
+        """The checkpoint to resume from; None to begin anew.
+
+        Raises:
+            FileExistsError: the folder has results of another run, and ``resume`` is False.
+        """
+        found = self.world.on_main(lambda: self._find_checkpoint(resume))
+        return None if found is None else Path(found)
+
+    def _find_checkpoint(self, resume: bool | str | Path) -> str | None:
+        if not isinstance(resume, bool):
+            return str(resume)
+        present = list_checkpoints(self.path)
+        if resume:
+            return str(present[-1][1]) if present else None
+        if present or any((self.path / name).exists() for name in ("best_model", "final_model", BEST_STATE)):
+            raise FileExistsError(
+                f"[train] {self.path} has results of another run. Choose another folder, remove it, or resume."
+            )
+        return None
+
+    def prepare(self) -> None:
+        """Make the folder and remove what a killed run left half written."""
+        if self.world.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(self.path)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write a JSON file."""
+        if self.world.is_main:
+            write_json(self.path / name, data)
+
+    def write_history(self, state: TrainState) -> None:
+        """Write the records of the run so far."""
+        self.write_json(self.history_file, state.history)
+
+    def load_checkpoint(self, path: Path) -> Checkpoint:
+        """Read a checkpoint and check that it belongs to this run; see :func:`checkpoints.load_checkpoint`."""
+        found: list[Checkpoint] = []
+
+        def load() -> list[Any]:
+            found.append(load_checkpoint(path, self.args, self.setup))
+            return [found[0].state.to_dict(), found[0].average is not None]
+
+        state, has_average = self.world.on_main(load)
+        own = found[0] if found else None
+        return Checkpoint(
+            path,
+            TrainState.from_dict(state),
+            self.world.share_arrays(own and own.model),
+            self.world.share_arrays(own and own.optimizer),
+            self.world.share_arrays(own and own.average) if has_average else None,
+        )
+
+    def save_checkpoint(
+        self,
+        state: TrainState,
+        optimizer: dict[str, mx.array],
+        average: dict[str, mx.array] | None,
+        learning_rate: float,
+    ) -> Path:
+        """Write ``checkpoint_<step>``; see :func:`checkpoints.save_checkpoint`."""
+        if not self.world.is_main:
+            return self.path / f"checkpoint_{state.step}"
+        return save_checkpoint(self.path, state, self.args, self.model, optimizer, average, self.setup, learning_rate)
+
+    def save_best(self, state: TrainState) -> None:
+        """Keep the model as the best one so far."""
+        if self.world.is_main:
+            write_safetensors(self.path / BEST_STATE, entries_of(model_arrays(self.model)))
+            self.save_model("best_model", state)
+
+    def restore_best(self, state: TrainState, is_last: bool) -> None:
+        """Give the model the best weights of the run.
+
+        Raises:
+            FileExistsError: a complete run was resumed.
+        """
+        best: dict[str, mx.array] = {}
+
+        def load() -> None:
+            if not (self.path / BEST_STATE).is_file():
+                raise FileExistsError(
+                    f"[resume] the run in {self.path} is complete: see best_model and final_model. Nothing to do."
+                )
+            best.update(mx.load(str(self.path / BEST_STATE), format="safetensors"))
+
+        self.world.on_main(load)
+        load_model_arrays(self.model, self.world.share_arrays(best), "best model")
+        mx.eval(self.model.parameters())
+        if is_last and self.world.is_main and not (self.path / "best_model").exists():
+            self.save_model("best_model", state)  # a kill fell between two renames
+
+    def forget_best(self) -> None:
+        """Remove the best weights of the run, which ``best_model`` has too."""
+        if self.world.is_main:
+            (self.path / BEST_STATE).unlink(missing_ok=True)
+
+    def save_model(self, name: str, state: TrainState) -> None:
+        """Write a folder that ``from_pretrained`` loads, with ``metadata.json`` about the run."""
+        if not self.world.is_main:
+            return
+        with new_folder(self.path / name, overwrite=True) as folder:
+            if hasattr(self.model, "save_pretrained"):
+                with merged_lora(self.model):
+                    self.model.save_pretrained(folder)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder / "bert" if (folder / "bert").is_dir() else folder)
+            else:
+                write_safetensors(folder / WEIGHTS, entries_of(model_arrays(self.model)))
+            metrics = state.best_metrics if name == "best_model" else (state.history["epochs"] or [{}])[-1]
+            if self.adapters is not None:
+                save_adapters(self.model, folder / "adapters", self.adapters)
+            write_json(folder / METADATA, {"step": state.step, "metrics": metrics, "args": self.args.to_dict()})

@@ -1,0 +1,90 @@
+"""One rank of a run in a test of data-parallel training: ``python rank_worker.py SETTINGS.json``.
+
+SETTINGS has model, data, evaluation, args (per rank), and what to do. Prints one JSON line with what came out.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import mlx.nn as nn
+
+from mlx_bert.data.collate import token_count, tokenize_examples
+from mlx_bert.data.samplers import LengthBucketSampler
+from mlx_bert.model import BertWithHead
+from mlx_bert.tokenizer import Tokenizer
+from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.optimizers import GroupedOptimizer
+from mlx_bert.training.outcome import TrainingInterrupted
+from mlx_bert.training.trainer import Trainer
+
+STEP = 0.1  # of plain gradient descent, whose weights differ as the gradients do
+
+
+def gradient_descent(optimizer, gradients, parameters):
+    return {name: parameters[name] - STEP * gradient for name, gradient in gradients.items()}
+
+
+def build(settings, rank=0, callbacks=()):
+    """The trainer of a rank."""
+    model, tokenizer = BertWithHead.from_pretrained(settings["model"]), Tokenizer.from_pretrained(settings["model"])
+    for _, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            module._p_1 = 1 - settings.get("dropout", 0.0)
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = settings.get("dropout", 0.0)
+    data = settings["data"][rank % len(settings["data"])]
+    args = TrainingArgs(**settings["args"], output_dir=settings["output"][rank % len(settings["output"])])
+    sampler = None
+    if settings.get("own_sampler"):
+        data = tokenize_examples(data, tokenizer)
+        sampler = LengthBucketSampler([token_count(example) for example in data], args.batch_size, args.seed)
+    evaluation = settings.get("evaluation")
+    return Trainer(model, args, data, evaluation, tokenizer, callbacks=callbacks, sampler=sampler)
+
+
+class Signal(Callback):
+    """Sends this process SIGTERM after some updates, as a user would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer):
+        if trainer.state.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Log(Callback):
+    main_only = True
+
+    def on_evaluate(self, trainer, record):
+        print("evaluated", flush=True)
+
+
+def main():
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    rank = int(os.environ["MLX_RANK"])
+    if settings.get("plain"):
+        GroupedOptimizer.apply = gradient_descent
+    callbacks = [Log()]
+    if rank == 1 and "stop_at" in settings:
+        callbacks.append(Signal(settings["stop_at"]))
+    try:
+        trainer = build(settings, rank, callbacks)
+        result = trainer.train(resume=settings.get("resume", False))
+    except TrainingInterrupted as stopped:
+        print(json.dumps({"stopped": stopped.checkpoint.name}))
+        return 130
+    except (ValueError, OSError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        return 2
+    shown = {"metrics": result.metrics, "steps": result.steps, "best_step": result.best_step}
+    print(json.dumps({**shown, "history": result.history, "size": trainer.world.size}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

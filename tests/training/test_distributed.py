@@ -1,0 +1,270 @@
+"""Data-parallel training with two real processes, held against one process."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
+from mlx_bert.training.distributed import RankShares, World, _chunks
+from mlx_bert.training.optimizers import GroupedOptimizer
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("rank_worker.py")
+_spec = importlib.util.spec_from_file_location("rank_worker", WORKER)
+rank_worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rank_worker)
+
+ARGS = {
+    "epochs": 2,
+    "batch_size": 4,
+    "eval_batch_size": 4,
+    "progress": False,
+    "save_every": "no",
+    "log_every": 2,
+    "metric": "loss",
+    "max_grad_norm": 100.0,
+}
+
+
+@pytest.fixture(scope="module")
+def settings(toy, tmp_path_factory):
+    """A model without dropout and with class weights, and data whose shares weigh differently."""
+    folder = tmp_path_factory.mktemp("start") / "model"
+    model = toy.model(dropout=0.0, class_weights=[0.5, 1.0, 3.0])
+    model.save_pretrained(folder)
+    toy.tokenizer.save_pretrained(folder)
+    examples = [{"text": row["text"], "labels": int(row["labels"])} for row in toy.examples(25)]
+    for number in (3, 4, 11):
+        examples[number]["labels"] = -100
+    evaluation = [{"text": row["text"], "labels": int(row["labels"])} for row in toy.examples(10, 1)]
+    # 25 examples in batches of 8 end with one of 1: the other rank has none; 10 in batches of 4 are 3
+    return {"model": str(folder), "data": [examples], "evaluation": evaluation, "args": ARGS, "plain": True}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def run_ranks(folder, settings, size=2):
+    """What each rank printed last, its exit code, and the lines before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    hosts = [[f"127.0.0.1:{port}"] for port in free_ports(size)]
+    (folder / "hosts.json").write_text(json.dumps(hosts))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder / "settings.json")],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "MLX_RANK": str(rank),
+                "MLX_HOSTFILE": str(folder / "hosts.json"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    outcomes = []
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert "Traceback" not in errors, errors
+        *lines, last = output.splitlines()
+        outcomes.append((json.loads(last), process.returncode, lines))
+    return outcomes
+
+
+def alone(settings, monkeypatch):
+    """The same in this process."""
+    if settings.get("plain"):
+        monkeypatch.setattr(GroupedOptimizer, "apply", rank_worker.gradient_descent)
+    return rank_worker.build(settings).train()
+
+
+def weights(folder):
+    return {
+        f"{part}.{name}": array
+        for part in ("bert", "head")
+        for name, array in load_file(Path(folder) / part / "model.safetensors").items()
+    }
+
+
+def assert_close(first, second, atol):
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_allclose(second[name], array, atol=atol, err_msg=name)
+
+
+def test_two_ranks_are_one_with_the_double_batch(settings, tmp_path, monkeypatch):
+    outputs = [str(tmp_path / "rank 0"), str(tmp_path / "rank 1")]
+    (first, code, lines), (second, other_code, other_lines) = run_ranks(tmp_path, {**settings, "output": outputs})
+    assert (code, other_code) == (0, 0)
+    assert (lines, other_lines) == (["evaluated"] * 2, [])  # only rank 0 prints
+    assert not Path(outputs[1]).exists()  # and writes
+    double = {**settings, "args": {**ARGS, "batch_size": 8}, "output": [str(tmp_path / "alone")]}
+    expected = alone(double, monkeypatch)
+    start = weights(settings["model"])
+    for model in ("final_model", "best_model"):
+        reference = weights(tmp_path / "alone" / model)
+        assert_close(reference, weights(Path(outputs[0]) / model), 2e-6)
+        assert max(np.abs(reference[name] - start[name]).max() for name in start) > 1e-2
+    for record in (*first["history"]["epochs"], *second["history"]["epochs"]):
+        del record["seconds"]
+    assert first == second
+    assert first["size"] == 2
+    assert (first["steps"], first["best_step"]) == (expected.steps, expected.best_step)
+    for kind, names in (("steps", ("step", "loss", "grad_norm")), ("epochs", ("epoch", "train_loss", "eval_loss"))):
+        for found, wanted in zip(first["history"][kind], expected.history[kind], strict=True):
+            assert [found[name] for name in names] == pytest.approx([wanted[name] for name in names], abs=1e-5)
+    assert first["metrics"] == pytest.approx(expected.metrics, abs=1e-5)
+
+
+def test_batches_of_an_own_sampler_stay_whole_and_are_like_accumulated_ones(settings, tmp_path, monkeypatch):
+    # 7 batches: the last turn has one; with the same seeds, dropout is the same too
+    args = {**ARGS, "epochs": 1}
+    own = {**settings, "own_sampler": True, "dropout": 0.1, "args": args}
+    run_ranks(tmp_path, {**own, "output": [str(tmp_path / "ranks")]})
+    accumulated = {**own, "args": {**args, "gradient_accumulation_steps": 2}, "output": [str(tmp_path / "alone")]}
+    alone(accumulated, monkeypatch)
+    assert_close(weights(tmp_path / "alone/final_model"), weights(tmp_path / "ranks/final_model"), 2e-6)
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, tmp_path):
+    adam = {**settings, "plain": False, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}
+    run_ranks(tmp_path / "a", {**adam, "output": [str(tmp_path / "whole")]})
+    outputs = {"output": [str(tmp_path / "parts"), str(tmp_path / "nothing")]}
+    stopped = run_ranks(tmp_path / "b", {**adam, **outputs, "stop_at": 5})
+    # the signal comes after the fifth update: the ranks agree on it in the sixth
+    assert [(found, code) for found, code, _ in stopped] == [({"stopped": "checkpoint_6"}, 130)] * 2
+    assert (tmp_path / "parts/checkpoint_6/metadata.json").is_file()
+    resumed = run_ranks(tmp_path / "c", {**adam, **outputs, "resume": True})
+    assert [code for _, code, _ in resumed] == [0, 0]
+    assert not (tmp_path / "nothing").exists()
+    for model in ("final_model", "best_model"):
+        assert_close(weights(tmp_path / "whole" / model), weights(tmp_path / "parts" / model), 0)
+    # with another number of ranks the same batches cannot be had
+    with pytest.raises(ValueError, match=r"other sampler|other number of ranks"):
+        rank_worker.build({**adam, **outputs, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}).train(
+            resume=tmp_path / "parts/checkpoint_6"
+        )
+
+
+def test_ranks_that_differ_or_fail_end_together(settings, tmp_path):
+    changed = [*settings["data"][0][:-1], {"text": "the dog", "labels": 0}]
+    differing = {**settings, "data": [settings["data"][0], changed], "output": [str(tmp_path / "a")]}
+    for found, code, _ in run_ranks(tmp_path / "a", differing):
+        assert code == 2
+        assert "expected the same training data on every rank but got rank 0: 25 examples" in found["error"]
+    (tmp_path / "b/final_model").mkdir(parents=True)  # which rank 0 alone sees
+    taken = {**settings, "output": [str(tmp_path / "b"), str(tmp_path / "c")]}
+    for found, code, _ in run_ranks(tmp_path / "b", taken):
+        assert code == 2
+        assert found["error"].startswith("FileExistsError: [train]")
+
+
+def test_a_loss_that_is_no_number_is_named_where_it_is(settings, tmp_path):
+    bad = [dict(example) for example in settings["data"][0]]
+    for number in (5, 6, 7):
+        bad[number]["labels"] = 7  # a class that the head does not have
+    found = run_ranks(tmp_path, {**settings, "data": [bad], "output": [str(tmp_path / "run")]})
+    errors = sorted(outcome["error"] for outcome, _, _ in found)
+    assert all("NonFiniteLoss: [train] the loss of update" in error for error in errors)
+    assert any("Its batch: " in error for error in errors)
+
+
+def test_the_command_line_prints_and_writes_once(toy, tmp_path):
+    rows = "".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in toy.examples(24))
+    (tmp_path / "train.jsonl").write_text(rows)
+    command = [sys.executable, "-m", "mlx_bert", "train", "--model", str(toy.folder), "--output", str(tmp_path / "run")]
+    options = ["--train", str(tmp_path / "train.jsonl"), "--epochs", "1", "--batch-size", "4", "--no-progress"]
+    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "-p", str(free_ports(1)[0])]
+    done = subprocess.run(
+        [*launch, "--", *command, *options], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("training    ") == done.stdout.count("Model:   ") == 1
+    assert "2 ranks" in done.stdout
+    assert {"best_model", "final_model", "history.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+# --- what needs no second process -------------------------------------------------------------------------------------
+
+
+class Ranks:
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shares_are_all_of_it_and_equally_many(size):
+    sampler = LengthBucketSampler(np.arange(1, 26), 8, seed=3)
+    for split, count in ((True, 4), (False, -(-4 // size))):
+        shares = [RankShares(sampler, Ranks(rank, size), split) for rank in range(size)]
+        for epoch in (0, 1):
+            parts = [share.batches(epoch) for share in shares]
+            assert {len(part) for part in parts} | {len(share) for share in shares} == {count}
+            together = np.concatenate([batch.indices for part in parts for batch in part])
+            assert sorted(together) == list(range(25))
+    # parts of one batch are about equally long
+    for parts in zip(*(RankShares(sampler, Ranks(rank, size), True).batches() for rank in range(size)), strict=True):
+        longest = [sampler.lengths[part.indices].max() for part in parts if len(part.indices)]
+        assert max(longest) - min(longest) < size
+
+
+def test_tasks_stay_with_their_batches():
+    class Tasks:
+        def __len__(self):
+            return 1
+
+        def batches(self, epoch=0):
+            return [BatchIndices(np.arange(5), "intent")]
+
+    assert [batch.task for batch in RankShares(Tasks(), Ranks(1, 2), True).batches()] == ["intent"]
+
+
+def test_a_world_of_one_does_nothing(monkeypatch, tmp_path):
+    import mlx.core as mx
+
+    world = World()
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    arrays = {"a": mx.ones((2,))}
+    assert world.total(arrays, [1.5]) == (arrays, [1.5])
+    assert world.share({"x": 1}) == {"x": 1}
+    assert world.on_main(lambda: 3) == 3
+    world.require_same("data", "x")
+    (tmp_path / "hosts").write_text("\n")  # what the launcher writes for one process
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    assert World().size == 1
+
+
+def test_a_rank_that_cannot_join_says_so(tmp_path):
+    script = "import mlx_bert\nfrom mlx_bert.training.distributed import World\n" \
+        "try:\n    World()\nexcept ConnectionError as error:\n    print(error)"  # fmt: skip
+    env = {**os.environ, "MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "nothing.json")}
+    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "[distributed] rank 0 cannot join the others" in done.stdout
+
+
+def test_gradients_travel_in_pieces():
+    import mlx.core as mx
+
+    arrays = {name: mx.zeros((size, 1 << 20)) for name, size in (("a", 3), ("b", 4), ("c", 2), ("d", 9))}
+    assert _chunks(arrays) == [["a", "b"], ["c"], ["d"]]  # 12 and 16, 8, and 36 MiB
