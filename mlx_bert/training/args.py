@@ -70,7 +70,11 @@ class TrainingArgs:
         True, "while the encoder is frozen, run it once per text and keep its outputs (within cache_limit_mb)"
     )
     cache_limit_mb: int = setting(2048, "most memory for cached encoder outputs, in MiB; above it nothing is cached")
-    sampling: str = setting("shuffle", "how an epoch draws examples", ("shuffle", "class_balanced"))
+    sampling: str = setting(
+        "shuffle",
+        "how an epoch draws examples: each once, every class as often, or by the examples' own weights",
+        ("shuffle", "class_balanced", "weighted"),
+    )
     max_length: int | None = setting(None, "truncate texts to this many tokens; the encoder's own bound if not set")
     dtype: str = setting("float32", "type of the computation; the trained weights are float32 in any case", DTYPES)
     compile: bool | None = setting(

@@ -171,3 +171,17 @@ def test_frozen_outputs_are_cached_for_windows(tiny_bert_folder, tokenizer, tmp_
     before = result.metrics
     trainer.feed.drop_cache()
     assert trainer.evaluate() == pytest.approx(before, abs=1e-4)
+
+
+def test_answers_come_from_behind_the_padding(tokenizer):
+    (row,) = asked(1, 9)
+    windows = numbered(question_windows([row], tokenizer, keep=True))
+    objective = QuestionObjective(windows)
+    place = windows[0]["labels"]["start_positions"]
+    for offset in (0, 5):
+        logits = mx.zeros((1, 40)).at[0, place + offset].add(9.0)
+        found = objective.answers(
+            {"start_logits": logits, "end_logits": logits},
+            {"window": mx.array([0]), "offset": mx.array([offset])},
+        )
+        assert found[0][0].text == row["answers"]["text"][0]
