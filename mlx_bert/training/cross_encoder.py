@@ -62,9 +62,8 @@ class CrossEncoderObjective:
             raise ValueError(f"[CrossEncoder] expected loss to be one of {', '.join(LOSSES)} but got {loss!r}.")
         known = LOSS_OPTIONS.get(loss, ())
         if unknown := sorted(set(options) - set(known)):
-            raise ValueError(
-                f"[CrossEncoder] loss {loss!r} has no options {', '.join(unknown)}. It has {', '.join(known) or 'none'}."
-            )
+            has = ", ".join(known) or "none"
+            raise ValueError(f"[CrossEncoder] loss {loss!r} has no options {', '.join(unknown)}. It has {has}.")
         self.name = loss
         self.activation = find_activation(activation_fn)
         self.options = options

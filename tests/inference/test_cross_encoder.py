@@ -121,3 +121,51 @@ def test_errors(folder, tiny_bert, tmp_path):
     (tmp_path / "modules/modules.json").write_text(json.dumps([first, second]))
     with pytest.raises(ValueError, match=r"modules behind its Transformer that are not supported: .*Dense"):
         CrossEncoder.from_pretrained(tmp_path / "modules")
+
+
+def test_raw_scores(folder):
+    model = CrossEncoder.from_pretrained(folder, activation_fn="Tanh")
+    raw = CrossEncoder.from_pretrained(folder, activation_fn="Identity").predict(PAIRS)
+    np.testing.assert_array_equal(model.predict(PAIRS, raw_scores=True), raw)
+    for options in ({"activation_fn": "Tanh"}, {"apply_softmax": True}):
+        with pytest.raises(ValueError, match="expected raw_scores without activation_fn and apply_softmax"):
+            model.predict(PAIRS, raw_scores=True, **options)
+
+
+def test_a_long_query_leaves_room_for_the_document(folder):
+    query, documents = "a b c d e f g h " * 8, ["x y z", "hello world, world"]
+    capped = CrossEncoder.from_pretrained(folder, max_length=24, max_query_length=5)
+    wanted = CrossEncoder.from_pretrained(folder, max_length=24).predict([("a b c d e", text) for text in documents])
+    np.testing.assert_array_equal(capped.predict([(query, text) for text in documents]), wanted)
+    with pytest.raises(ValueError, match="expected max_query_length of at least 1 but got 0"):
+        CrossEncoder.from_pretrained(folder, max_query_length=0)
+
+
+@pytest.mark.parametrize("name", ["Identity", "Sigmoid", "Tanh"])
+def test_saving_keeps_scores_and_activation(folder, tmp_path, name):
+    model = CrossEncoder.from_pretrained(folder, activation_fn=name)
+    model.save_pretrained(tmp_path / "saved")
+    wanted = model.predict(PAIRS)
+    np.testing.assert_array_equal(CrossEncoder.from_pretrained(tmp_path / "saved").predict(PAIRS), wanted)
+    np.testing.assert_allclose(Reference(str(tmp_path / "saved"), device="cpu").predict(PAIRS), wanted, atol=1e-5)
+
+
+def test_an_activation_of_ones_own_is_not_saved(folder, tmp_path, caplog):
+    model = CrossEncoder.from_pretrained(folder, activation_fn=lambda x: x + 1)
+    model.save_pretrained(tmp_path / "saved")
+    assert "cannot be saved" in caplog.text
+    saved = CrossEncoder.from_pretrained(tmp_path / "saved")
+    assert saved.activation_fn is CrossEncoder.from_pretrained(folder).activation_fn
+
+
+def test_a_new_classifier(folder, tiny_bert):
+    has = CrossEncoder.from_pretrained(folder).num_labels
+    same, other = (CrossEncoder.from_pretrained(folder, num_labels=n) for n in (has, 2))
+    np.testing.assert_array_equal(same.predict(PAIRS), CrossEncoder.from_pretrained(folder).predict(PAIRS))
+    assert other.predict(PAIRS).shape == (len(PAIRS), 2)
+    assert CrossEncoder.from_pretrained(tiny_bert, num_labels=1).predict(PAIRS).shape == (len(PAIRS),)
+
+
+def test_a_new_classifier_over_a_sentence_encoder(minilm):
+    model = CrossEncoder.from_pretrained(minilm, num_labels=1)
+    assert model.predict(PAIRS[:2]).shape == (2,)
