@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_bert.data.readers import Example
+from mlx_bert.data.kinds import Example
 from mlx_bert.tokenizer import Tokenizer
 
 IGNORE_INDEX = -100
