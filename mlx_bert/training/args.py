@@ -69,7 +69,12 @@ class TrainingArgs:
     cache_encoder: bool = setting(
         True, "while the encoder is frozen, run it once per text and keep its outputs (within cache_limit_mb)"
     )
-    cache_limit_mb: int = setting(2048, "most memory for cached encoder outputs, in MiB; above it nothing is cached")
+    cache_dir: str | None = setting(
+        None, "keep the outputs of a frozen encoder in files of this folder, for later runs too; in memory if not set"
+    )
+    cache_limit_mb: int = setting(
+        2048, "most MiB of cached encoder outputs, in memory or in cache_dir; above it nothing is cached"
+    )
     sampling: str = setting(
         "shuffle",
         "how an epoch draws examples: each once, every class as often, or by the examples' own weights",
@@ -132,6 +137,7 @@ class TrainingArgs:
         self._check("lora", self.lora is not None or unset, "given with lora_rank, lora_alpha, lora_dropout or dora")
         self._check("freeze", self.lora is None or self.freeze == "none", "'none' with lora, which freezes the encoder")
         self._check("gradual_unfreezing", self.lora is None or not self.gradual_unfreezing, "0 with lora")
+        self._check("cache_dir", self.cache_dir is None or self.cache_encoder, "None without cache_encoder")
         self._check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
         self._check(
             "schedule_power",

@@ -24,7 +24,7 @@ METADATA = "metadata.json"
 FORMAT = 2
 _NAME = re.compile(r"checkpoint_(\d+)")
 # Settings that a resumed run may change: they don't touch the numbers.
-FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress")
+FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress", "cache_dir")
 
 
 @dataclass

@@ -1,23 +1,36 @@
 """The outputs of a frozen encoder, computed once per text, so that training a head costs only the head.
 
-Dimension key: L tokens, D hidden size.
+They are kept in memory, or in memory-mapped files that later runs find again. A file's name is a digest of the encoder
+and of the texts: whatever changes in them leads to another file, and a file gets its name when it is complete.
+
+Dimension key: L tokens, D hidden size, T tokens of all texts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterable, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
+from mlx_bert.checkpoint import new_file
 from mlx_bert.data.collate import Arrays, Collator, token_count
 from mlx_bert.data.readers import Example
-from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
+from mlx_bert.data.samplers import LengthBucketSampler
 
 logger = logging.getLogger(__name__)
 MIB = 1 << 20
+PREFIX = "encoder_outputs_"
+FORMAT = "1"  # part of each digest
+ABANDONED = 24 * 3600  # seconds after which a half-written file is taken for that of a killed run
 
 
 def cache_size(examples: Sequence[Example], hidden_size: int) -> int:
@@ -31,15 +44,24 @@ def can_cache(examples: Sequence[Example], hidden_size: int, limit_mb: int) -> b
         return False
     needed = cache_size(examples, hidden_size)
     if needed > limit_mb * MIB:
-        logger.info(
-            "[cache] %d MiB of encoder outputs exceed cache_limit_mb; the encoder runs each time.", needed // MIB
+        logger.warning(
+            "[cache] the encoder's outputs of %d texts take %d MiB, more than cache_limit_mb (%d): it runs over them "
+            "in every epoch. Raise the limit, with cache_dir to keep them on disk.",
+            len(examples),
+            -(-needed // MIB),
+            limit_mb,
         )
         return False
     return True
 
 
 def cache_encoder(
-    bert: Any, examples: Sequence[Example], collator: Collator, batch_size: int, progress: Any = None
+    bert: Any,
+    examples: Sequence[Example],
+    collator: Collator,
+    batch_size: int,
+    progress: Any = None,
+    stop: Callable[[], bool] = bool,
 ) -> list[Example]:
     """Add ``hidden_states`` float32 ``(L, D)`` to each example.
 
@@ -49,7 +71,92 @@ def cache_encoder(
         collator: pads the batches.
         batch_size: texts per forward pass.
         progress: wraps the batches, for example in a progress bar.
+        stop: whether to give up, asked before each batch.
+
+    Raises:
+        KeyboardInterrupt: ``stop`` said so.
     """
+    cached: list[Example] = list(examples)
+    for index, states in _outputs(bert, examples, collator, batch_size, progress, stop):
+        cached[index] = {**examples[index], "hidden_states": states.copy()}
+    return cached
+
+
+def cache_on_disk(
+    folder: Path,
+    limit_mb: int,
+    bert: Any,
+    examples: Sequence[Example],
+    collator: Collator,
+    batch_size: int,
+    progress: Any = None,
+    stop: Callable[[], bool] = bool,
+    keep: Sequence[Path] = (),
+) -> tuple[list[Example], Path]:
+    """As :func:`cache_encoder`, with ``hidden_states`` in a memory-mapped file, which is reused if it is there.
+
+    Args:
+        folder: of the files; made if missing.
+        limit_mb: most MiB of all files in it; the longest unused ones go to make room.
+        bert, examples, collator, batch_size, progress, stop: as for :func:`cache_encoder`.
+        keep: files that must not go.
+
+    Returns:
+        The examples, and the file.
+
+    Raises:
+        OSError: the disk is full or cannot be written; no file is left.
+        KeyboardInterrupt: ``stop`` said so; no file is left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{PREFIX}{fingerprint(bert, examples, collator)}.npy"
+    order = np.argsort([token_count(example) for example in examples], kind="stable")  # as batches come
+    lengths = [token_count(examples[index]) for index in order]
+    shape = (sum(lengths), bert.get_hidden_size())
+    if not _is_complete(path, shape):
+        _make_room(folder, 4 * shape[0] * shape[1], limit_mb * MIB, (path, *keep))
+        with new_file(path, "wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for place, (index, states) in enumerate(_outputs(bert, examples, collator, batch_size, progress, stop)):
+                assert index == order[place]
+                file.write(np.ascontiguousarray(states, dtype="<f4"))
+    path.touch()  # used now
+    rows = np.load(path, mmap_mode="r")
+    cached: list[Example] = list(examples)
+    start = 0
+    for index, length in zip(order, lengths, strict=True):
+        cached[index] = {**examples[index], "hidden_states": rows[start : start + length]}
+        start += length
+    return cached, path
+
+
+def fingerprint(bert: Any, examples: Sequence[Example], collator: Collator) -> str:
+    """A digest of all that the outputs depend on: configuration and weights of the encoder, ids and masks in order."""
+    digest = hashlib.sha256(FORMAT.encode())
+    digest.update(json.dumps(bert.config.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(collator.padding_side.encode())
+    for name, array in sorted(tree_flatten(bert.parameters())):
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array))
+    for example in examples:
+        for key in ("input_ids", "attention_mask", "token_type_ids"):
+            if key in example:
+                ids = np.ascontiguousarray(example[key], dtype=np.int32)
+                digest.update(f"{key} {len(ids)}".encode())
+                digest.update(ids)
+    return digest.hexdigest()[:32]
+
+
+def _outputs(
+    bert: Any,
+    examples: Sequence[Example],
+    collator: Collator,
+    batch_size: int,
+    progress: Any,
+    stop: Callable[[], bool],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each example's index and states ``(L, D)``, short texts first."""
 
     def states(batch: Arrays) -> mx.array:
         encoded = bert(
@@ -58,14 +165,38 @@ def cache_encoder(
         return encoded.last_hidden_state.astype(mx.float32)
 
     sampler = LengthBucketSampler([token_count(example) for example in examples], batch_size, shuffle=False)
-    batches: Iterable[BatchIndices] = sampler.batches()
-    cached: list[Example] = list(examples)
+    batches = sampler.batches()
     for batch in progress(batches) if progress else batches:
+        if stop():
+            raise KeyboardInterrupt("[cache] stopped while the frozen encoder ran over the texts. Start again.")
         chosen = [examples[index] for index in batch.indices]
         arrays = collator([{key: value for key, value in example.items() if key != "labels"} for example in chosen])
         rows = np.array(states(arrays))
         for index, example, row in zip(batch.indices, chosen, rows, strict=True):
             length = token_count(example)
-            own = row[:length] if collator.padding_side == "right" else row[len(row) - length :]
-            cached[index] = {**example, "hidden_states": own.copy()}
-    return cached
+            yield int(index), row[:length] if collator.padding_side == "right" else row[len(row) - length :]
+
+
+def _is_complete(path: Path, shape: tuple[int, int]) -> bool:
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # none there, or cut off
+        return False
+    return rows.shape == shape and rows.dtype == np.float32
+
+
+def _make_room(folder: Path, needed: int, limit: int, keep: Sequence[Path]) -> None:
+    """Remove the longest unused files until ``needed`` bytes fit both the limit and the disk."""
+    for path in folder.glob(f".{PREFIX}*"):
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            path.unlink(missing_ok=True)
+    files = {path: path.stat() for path in folder.glob(f"{PREFIX}*.npy") if path not in keep}
+    total = needed + sum(path.stat().st_size for path in keep if path.exists())
+    total += sum(status.st_size for status in files.values())
+    for path, status in sorted(files.items(), key=lambda item: item[1].st_mtime):
+        if total > limit or shutil.disk_usage(folder).free < needed:
+            path.unlink(missing_ok=True)
+            total -= status.st_size
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"[cache] expected {-(-needed // MIB)} MiB free in {folder} but got {free // MIB}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler, balanced_w
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.distributed import RankShares, World
-from mlx_bert.training.encoder_cache import cache_encoder, can_cache
+from mlx_bert.training.encoder_cache import cache_encoder, cache_on_disk, can_cache
 
+logger = logging.getLogger(__name__)
 TOKEN_LEVEL_HEADS = ("token_classification", "text_generation")
 
 
@@ -117,8 +120,16 @@ class Feed:
         """Examples per batch where nothing is trained."""
         return self.args.eval_batch_size or 2 * self.args.batch_size
 
-    def cache(self, bert: Any) -> None:
-        """Run the frozen encoder once over all examples and feed its outputs from now on, if they fit the bound."""
+    def cache(self, bert: Any, stop: Callable[[], bool] = bool) -> None:
+        """Run the frozen encoder once over all examples and feed its outputs from now on, if they fit the bound.
+
+        Args:
+            bert: the encoder.
+            stop: whether to give up, asked before each batch.
+
+        Raises:
+            KeyboardInterrupt: ``stop`` said so.
+        """
         self.drop_cache()
         parts = {"train": self.train, **({"evaluation": self.evaluation} if self.evaluation else {})}
         everything = [example for examples in parts.values() for example in examples]
@@ -127,9 +138,20 @@ class Feed:
         ):
             return
         bert.eval()
+        cached, files = {}, []
         for name, examples in parts.items():
             bar = self._bar(f"encode {name}") if self.args.progress else None
-            self._cached[name] = cache_encoder(bert, examples, self.collate, self.eval_size, bar)
+            given = (bert, examples, self.collate, self.eval_size, bar, stop)
+            if self.args.cache_dir is None:
+                cached[name] = cache_encoder(*given)
+                continue
+            try:
+                cached[name], path = cache_on_disk(Path(self.args.cache_dir), self.args.cache_limit_mb, *given, files)
+                files.append(path)
+            except OSError as error:
+                logger.warning("[cache] cache_dir cannot be used: %s. The encoder runs in every epoch.", error)
+                return
+        self._cached = cached
 
     def drop_cache(self) -> None:
         """Feed token ids again."""

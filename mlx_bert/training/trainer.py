@@ -220,7 +220,7 @@ class Trainer:
             args = replace(args, head_learning_rate=args.freeze_learning_rate)
         self.is_frozen = apply_freeze(self.model, phase.freeze)
         if self.is_frozen and args.cache_encoder:
-            self.feed.cache(self.model.bert)
+            self.feed.cache(self.model.bert, lambda: self._stop)
         else:
             self.feed.drop_cache()
         self.optimizer = GroupedOptimizer(parameter_groups(self.model, args), flat_parameters(self.model))
