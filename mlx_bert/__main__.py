@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # Verb -> one line of help. The verb's module has build_parser(parser) and main(args).
 VERBS = {
     "embed": "turn texts into embeddings",
+    "search": "find texts by meaning, in an index on disk",
     "train": "fine-tune an encoder with a task head on labelled texts",
     "evaluate": "measure a fine-tuned model on labelled texts",
     "predict": "label texts with a fine-tuned model",
