@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from reference import redraw, save_word_tokenizer, word_tokenizer
 
@@ -39,6 +40,16 @@ def save(folder: Path, kind: str, labels: list[str] | None = None, **options) ->
     settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """Put a byte-level tokenizer in the place of a folder's: it has no prefix for parts of words."""
+    fast = Tokenizer(models.BPE(unk_token="[UNK]"))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    fast.train_from_iterator([LONG], trainers.BpeTrainer(vocab_size=150, special_tokens=special))
+    fast.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2), add_prefix_space=False)
+    fast.save(str(folder / "tokenizer.json"))
 
 
 def theirs(task: str, folder: Path):

@@ -117,6 +117,9 @@ def test_nothing_in_gives_nothing_and_no_text_is_refused(tmp_path, task):
         pipe([3])
     with pytest.raises(ValueError, match="expected a text, a list or an iterator but got int"):
         pipe(3)
+    if task != "text-classification":
+        with pytest.raises(ValueError, match="expected a text, a list or an iterator but got dict"):
+            pipe({"text": "a"})
 
 
 def test_bad_options(classifier):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save
+from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, save_byte_tokenizer
 
 from mlx_bert.inference.pipelines import pipeline
 
@@ -108,6 +108,16 @@ def test_answers(folder, oracle, name):
     assert_same_in_any_batch(oracle, ITEMS, **OPTIONS[name])
 
 
+@pytest.mark.parametrize("name", ["several", "tokens", "narrow windows"])
+def test_answers_of_a_byte_level_tokenizer(tmp_path, name):
+    folder = save(tmp_path, "ForQuestionAnswering")
+    save_byte_tokenizer(folder)
+    oracle, reference = pipeline("question-answering", folder), Reference(folder)
+    for item in ITEMS[1:4]:
+        options = {**OPTIONS[name], "max_seq_len": 60}
+        assert_alike(oracle(item, **options), reference(**item, **options))
+
+
 def test_the_windows_reach_the_end(oracle):
     found = oracle(ITEMS[1], top_k=300)
     assert max(answer["start"] for answer in found) > 400
@@ -192,6 +202,7 @@ def test_bad_numbers(oracle, options, message):
         ((), "expected a text, a list or an iterator but got NoneType"),
         ((["a", "b"], ["c"]), "expected a context for each of 2 questions but got 1"),
         (("a", 3), "expected a question and its context, or lists of them, but got str and int"),
+        ((["a"], 3), "expected a question and its context, or lists of them, but got list and int"),
     ],
 )
 def test_bad_inputs(oracle, inputs, message):

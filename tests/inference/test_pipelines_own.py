@@ -1,5 +1,7 @@
 """Pipelines that transformers does not have, and heads that we trained: against torch, or against the model itself."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -244,3 +246,16 @@ def test_predictor_of_several_tasks(multihead):
 def test_predictor_refuses_heads_that_say_nothing(tiny_bert_folder, head_type):
     with pytest.raises(ValueError, match=f"labels, values or answers but got {head_type}"):
         TextPredictor(own(tiny_bert_folder, head_type), Tokenizer.from_pretrained(tiny_bert_folder))
+
+
+def test_pipelines_answer_in_threads(tmp_path, minilm_source):
+    """Only the engine's thread may touch the device."""
+    oracle = pipeline("question-answering", save(tmp_path, "ForQuestionAnswering"))
+    compare = pipeline("sentence-similarity", minilm_source)
+    question = {"question": "who?", "context": LONG}
+    comparison = {"source_sentence": "a dog", "sentences": ["a cat", "the sun"]}
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(oracle, [question] * 6))
+        cosines = list(pool.map(compare, [comparison] * 6))
+    assert_alike(answers, [oracle(question)] * 6)
+    assert cosines == [pytest.approx(compare(comparison), abs=1e-5)] * 6

@@ -5,9 +5,7 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
-from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, theirs
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, save_byte_tokenizer, theirs
 
 from mlx_bert.factory import create_bert_with_head
 from mlx_bert.inference.pipelines import TokenClassification, pipeline
@@ -26,12 +24,7 @@ def tagger(tmp_path_factory):
 def byte_tagger(tmp_path_factory):
     """The same with a byte-level tokenizer, which has no prefix for parts of words."""
     folder = save(tmp_path_factory.mktemp("bytes"), "ForTokenClassification", LABELS)
-    fast = FastTokenizer(models.BPE(unk_token="[UNK]"))
-    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    fast.train_from_iterator([LONG], trainers.BpeTrainer(vocab_size=150, special_tokens=special))
-    fast.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2), add_prefix_space=False)
-    fast.save(str(folder / "tokenizer.json"))
+    save_byte_tokenizer(folder)
     return folder
 
 

@@ -93,7 +93,7 @@ class Pipeline:
         """The result of one input; of a list, a list; of an iterator, an iterator that reads some inputs ahead."""
         if is_one:
             return next(iter(run([inputs])))
-        if not isinstance(inputs, Iterable):
+        if not isinstance(inputs, Iterable) or isinstance(inputs, Mapping):
             raise ValueError(
                 f"[pipeline] expected a text, a list or an iterator but got {type(inputs).__name__}. Give texts."
             )

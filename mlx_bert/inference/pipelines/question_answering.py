@@ -15,6 +15,7 @@ from tokenizers import Encoding
 
 from heads.decoding import best_spans
 from mlx_bert.data.windows import CONTEXT, NO_ANSWER, text_mask
+from mlx_bert.inference.batching import on_device
 from mlx_bert.inference.pipelines.base import Pipeline
 from mlx_bert.tokenizer import Batch
 
@@ -184,9 +185,8 @@ def _decode(
     counted[NO_ANSWER] |= bool(encoding.special_tokens_mask[NO_ANSWER])
     shares = np.where(counted[:, None], logits.astype(np.float64), -np.inf)
     log_sums = np.logaddexp.reduce(shares, axis=0) if counted.any() else np.zeros(2)
-    (best,) = best_spans(
-        *mx.array(logits.astype(np.float32).T)[:, None], mx.array(in_context[None]), max_answer_len, count
-    )
+    rows = logits[None, :, 0], logits[None, :, 1], in_context[None]
+    (best,) = on_device(lambda: best_spans(*map(mx.array, rows), max_answer_len, count))
     spans = [(start, end, float(np.exp(score - log_sums.sum()))) for start, end, score in best]
     return spans, float(np.exp((shares[NO_ANSWER] - log_sums).sum()))
 

@@ -6,11 +6,13 @@ Dimensions: N sentences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
 
+from mlx_bert.inference.batching import on_device
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.pipelines.base import Pipeline, check_texts
 from mlx_bert.inference.similarity import cosine
@@ -63,12 +65,13 @@ class SentenceSimilarity(Pipeline):
         rows = [_sentences(item) for item in items]
         distinct = list(dict.fromkeys(text for row in rows for text in row))
         places = {text: place for place, text in enumerate(distinct)}
-        vectors = mx.array(self.encoder.encode(distinct, self.batch_size, show_progress_bar=False))
-        results = []
-        for source, *others in rows:
-            chosen = vectors[mx.array([places[text] for text in others], dtype=mx.int32)]
-            results.append(cosine(vectors[places[source]][None], chosen)[0].tolist() if others else [])
-        return results
+        vectors = self.encoder.encode(distinct, self.batch_size, show_progress_bar=False)
+
+        def compare(source: str, others: list[str]) -> list[float]:
+            chosen = vectors[[places[text] for text in others]]
+            return cosine(mx.array(vectors[places[source]])[None], mx.array(chosen))[0].tolist()
+
+        return [on_device(partial(compare, source, others)) if others else [] for source, *others in rows]
 
 
 def _sentences(item: Any) -> list[str]:
