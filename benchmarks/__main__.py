@@ -16,6 +16,8 @@ VERBS = {
     "load": ("loading", "seconds and bytes until a model is ready"),
     "quality": ("quality", "every architecture and head against transformers: the largest difference"),
     "compare": ("compare", "against sentence-transformers, and with each optimisation off"),
+    "train": ("train", "samples a second and memory of each way to train"),
+    "accuracy": ("accuracy", "what trained models reach on real data sets that you give"),
 }
 
 EXAMPLES = """examples:

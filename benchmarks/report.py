@@ -96,13 +96,17 @@ def _cell(value: Any) -> str:
 
 def save(result: Mapping[str, Any], path: Path | None = None) -> Path:
     """Write JSON, and the same as Markdown beside it. By default into ``benchmarks/results``, named by what was run."""
-    if path is None:
-        model = str(result["settings"].get("model", "model")).strip("/").replace("/", "-")
-        path = RESULTS / f"{result['benchmark']}-{result['machine']['device']}-{model}.json"
+    path = path or default_path(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     path.with_suffix(".md").write_text(markdown(result) + "\n", encoding="utf-8")
     return path
+
+
+def default_path(result: Mapping[str, Any]) -> Path:
+    """Where :func:`save` puts a result: in ``benchmarks/results``, named by benchmark, device and model."""
+    model = str(result["settings"].get("model", "model")).strip("/").replace("/", "-")
+    return RESULTS / f"{result['benchmark']}-{result['machine']['device']}-{model}.json"
 
 
 def load(path: Path) -> dict[str, Any]:
