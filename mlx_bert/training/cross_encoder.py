@@ -23,6 +23,7 @@ from mlx_bert.inference.cross_encoder import CrossEncoder, find_activation
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.feed import default_collator
+from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer
 
 RANKING_LOSSES: dict[str, Callable[..., mx.array]] = {
@@ -212,7 +213,7 @@ class CrossEncoderTrainer(Trainer):
             parts[0] or [],
             parts[1],
             tokenizer=model.tokenizer,
-            collate=GroupCollator(default_collator(model.model, model.tokenizer)),
+            collate=GroupCollator(default_collator(model.model, model.tokenizer, exact=not compiles(args))),
             objective=objective,
             callbacks=callbacks,
         )

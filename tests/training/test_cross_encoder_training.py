@@ -160,8 +160,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_bert_folder, tmp_path):
     ("options", "data", "message"),
     [
         ({"loss": "ce"}, rows(2), "expected a model with several classes for loss 'ce' but got 1"),
-        ({"loss": "bce"}, [{"text": "a", "text_pair": "b", "label": 3}], r"labels from 0 to 1 with loss 'bce' but got \[3"),
-        ({"loss": "mse"}, [{"text": "a", "text_pair": "b", "label": "x"}], r"expected numbers as labels .* but got \['x'\]"),
+        ({"loss": "bce"}, [{"text": "a", "text_pair": "b", "label": 3}], r"from 0 to 1 with loss 'bce' but got \[3"),
+        ({"loss": "mse"}, [{"text": "a", "text_pair": "b", "label": "x"}], r"expected numbers .* but got \['x'\]"),
         ({"loss": "lambda"}, [{"text": "a", "text_pair": "b", "label": 1}], "at least 2 documents for each query"),
         ({"loss": "bce", "sigma": 1}, rows(2), r"loss 'bce' has no options sigma\. It has pos_weight"),
     ],
