@@ -116,3 +116,33 @@ def test_errors():
         search.mine_hard_negatives(QUERIES, CORPUS, [[0]] * 9, range_min=5, range_max=5)
     with pytest.raises(ValueError, match="expected a positive for query 0"):
         search.mine_hard_negatives(QUERIES, CORPUS, [[]] * 9, absolute_margin=0.1)
+
+
+def test_negative_texts_are_those_the_encoder_confuses(encoder):
+    pairs = [
+        ("How do I bake bread?", "Knead flour, water and yeast, then bake the dough."),
+        ("How do I bake bread?", "Let the dough rise before you put it into the oven."),
+        ("Where do cats sleep?", "Cats sleep in warm places."),
+    ]
+    corpus = ["Buy bread at the bakery.", "A dog sleeps in its basket.", "Where do cats sleep?", "Stocks fell today."]
+    found = search.mine_negative_texts(encoder, pairs, corpus, num_negatives=2)
+    assert found[0] == found[1]
+    assert found[0][0] == "Buy bread at the bakery."
+    assert found[2][0] == "A dog sleeps in its basket."
+    assert [len(row) for row in found] == [2, 2, 2]
+    right = {text for anchor, text in pairs[:2]}
+    assert right.isdisjoint(found[0])
+    assert "Where do cats sleep?" not in found[2]  # the anchor itself
+    assert search.mine_negative_texts(encoder, pairs, corpus, 2, max_score=-2.0) == [[], [], []]
+
+
+def test_negative_texts_are_embedded_with_prompts():
+    class Recorder:
+        seen = []
+
+        def encode(self, texts, batch_size, prompt=None):
+            self.seen.append((texts, prompt))
+            return RANDOM.normal(size=(len(texts), 4)).astype(np.float32)
+
+    search.mine_negative_texts(Recorder(), [("a", "b"), ("a", "c")], ["d"], 1, prompts=("find: ", "about "))
+    assert Recorder.seen == [(["a"], "find: "), (["b", "c", "d"], "about ")]
