@@ -1,5 +1,7 @@
 """Search and mining against sentence_transformers.util on random embeddings."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -138,7 +140,7 @@ def test_negative_texts_are_those_the_encoder_confuses(encoder):
 
 def test_negative_texts_are_embedded_with_prompts():
     class Recorder:
-        seen = []
+        seen: ClassVar[list] = []
 
         def encode(self, texts, batch_size, prompt=None):
             self.seen.append((texts, prompt))
