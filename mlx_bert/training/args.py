@@ -12,6 +12,8 @@ from typing import Any
 
 from mlx_bert.training.schedules import SCHEDULES
 
+AVERAGED = ("last", "best")
+LOGS = ("tensorboard", "wandb")
 OPTIMIZERS = ("adamw", "adam", "adafactor", "lion", "muon")
 DTYPES = ("float32", "bfloat16")
 
@@ -52,6 +54,12 @@ class TrainingArgs:
         "what stays fixed: none, embeddings, backbone (train the head alone), n (the embeddings and n bottom layers), "
         "or as_is (what the model has frozen already)",
     )
+    unfreeze_layers: int | None = setting(
+        None, "train the top n layers of the encoder and the head, another way to say freeze; 0 for the head alone"
+    )
+    freeze_tasks: str | None = setting(
+        None, "tasks of a multi-task head, joined by commas, whose heads stay fixed and whose losses do not count"
+    )
     freeze_epochs: int = setting(0, "first train the head alone for this many epochs, with its own schedule")
     freeze_learning_rate: float | None = setting(
         None, "peak learning rate of the head during freeze_epochs; head_learning_rate if not set"
@@ -89,6 +97,10 @@ class TrainingArgs:
     ema_decay: float | None = setting(
         None, "evaluate and save an exponential moving average of the weights with this decay (such as 0.999)"
     )
+    average_checkpoints: int = setting(
+        0, "the final model is the mean of the weights of this many checkpoints of the last phase; 0 for no mean"
+    )
+    average_of: str = setting("last", "which checkpoints: the last ones, or those of the best metric", AVERAGED)
     eval_every: str = setting("epoch", "when to evaluate: epoch, no, or a number of updates")
     eval_batch_size: int | None = setting(None, "examples per batch in evaluation; twice batch_size if not set")
     metric: str | None = setting(None, "metric that selects the best model; the head's own if not set, else the loss")
@@ -98,6 +110,10 @@ class TrainingArgs:
     save_every: str = setting("epoch", "when to write a checkpoint to resume from: epoch, no, or a number of updates")
     keep_checkpoints: int = setting(1, "newest checkpoints to keep; 0 keeps all")
     log_every: int = setting(10, "updates between two readings of the loss")
+    log_to: str | None = setting(
+        None, "where else to log: tensorboard (event files in the output folder), wandb, or both joined by a comma"
+    )
+    plot: bool = setting(False, "draw losses, learning rate and metrics as curves.png in the output folder")
     seed: int = setting(42, "seed of shuffling, dropout and new weights")
     progress: bool = setting(True, "show a progress bar")
 
@@ -121,7 +137,14 @@ class TrainingArgs:
                 raise ValueError(f"[TrainingArgs] expected {name} to be one of {', '.join(choices)} but got {value!r}.")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "log_every", "cache_limit_mb"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("patience", "keep_checkpoints", "freeze_epochs", "gradual_unfreezing", "seed"):
+        for name in (
+            "patience",
+            "keep_checkpoints",
+            "freeze_epochs",
+            "gradual_unfreezing",
+            "seed",
+            "average_checkpoints",
+        ):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("weight_decay", "max_grad_norm", "min_delta", "learning_rate"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
@@ -155,6 +178,11 @@ class TrainingArgs:
         )
         fits = self.freeze in ("none", "embeddings", "backbone", "as_is") or self.freeze.isdecimal()
         self._check("freeze", fits, "'none', 'embeddings', 'backbone', 'as_is' or n")
+        fits = self.unfreeze_layers is None or (self.unfreeze_layers >= 0 and self.freeze == "none" and not self.lora)
+        self._check("unfreeze_layers", fits, "None with freeze or lora, else 0 or more")
+        logs = [name.strip() for name in (self.log_to or LOGS[0]).split(",")]
+        self._check("log_to", all(name in LOGS for name in logs), f"names among {', '.join(LOGS)}")
+        self._check_averaging()
         phased = self.freeze_epochs or self.gradual_unfreezing
         self._check("freeze", self.freeze != "as_is" or not phased, "another than 'as_is' with phases that unfreeze")
         self._check(
@@ -162,6 +190,20 @@ class TrainingArgs:
             not self.gradual_unfreezing or self.freeze != "backbone",
             "0 when freeze is 'backbone', which unfreezes nothing",
         )
+
+    def _check_averaging(self) -> None:
+        count = self.average_checkpoints
+        if not count:
+            self._check("average_of", self.average_of == "last", "'last' without average_checkpoints")
+            return
+        self._check("average_checkpoints", count >= 2, "0, or 2 or more")
+        self._check("ema_decay", self.ema_decay is None, "None with average_checkpoints")
+        self._check("save_every", self.save_every != "no", "'epoch' or a number of updates with average_checkpoints")
+        if self.average_of == "best":
+            self._check("eval_every", self.eval_every == self.save_every, "as save_every with average_of 'best'")
+        else:
+            enough = not self.keep_checkpoints or self.keep_checkpoints >= count
+            self._check("keep_checkpoints", enough, "0 or at least average_checkpoints")
 
     def _check(self, name: str, fits: bool, wanted: str) -> None:
         if not fits:

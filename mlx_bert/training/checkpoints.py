@@ -24,7 +24,7 @@ METADATA = "metadata.json"
 FORMAT = 2
 _NAME = re.compile(r"checkpoint_(\d+)")
 # Settings that a resumed run may change: they don't touch the numbers.
-FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress", "cache_dir")
+FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress", "cache_dir", "log_to", "plot")
 
 
 @dataclass
@@ -39,6 +39,7 @@ class TrainState:
         best_value, best_step, best_metrics: of the best evaluation so far; None and empty before the first.
         patience_value, stale: reference value of early stopping, and evaluations since it improved.
         epoch_loss, epoch_weight: sums over the present epoch.
+        score, score_step: of the latest evaluation: its metric, greater is better, and the updates before it.
         stopped_early: whether patience ended a phase.
         history: ``epochs`` and ``steps``, the records of ``history.json``.
     """
@@ -55,6 +56,8 @@ class TrainState:
     best_metrics: dict[str, float] = field(default_factory=dict)
     patience_value: float | None = None
     stale: int = 0
+    score: float | None = None
+    score_step: int | None = None
     epoch_loss: float = 0.0
     epoch_weight: float = 0.0
     stopped_early: bool = False
@@ -127,15 +130,45 @@ def save_checkpoint(
             "step": state.step,
             "learning_rate": learning_rate,
             "best_metrics": state.best_metrics,
+            "score": state.score if state.score_step == state.step else None,
             "setup": setup,
             "args": args.to_dict(),
             "state": state.to_dict(),
         }
         write_json(folder / METADATA, metadata)
     if args.keep_checkpoints:
+        kept = best_checkpoints(output_dir, args.average_checkpoints) if args.average_of == "best" else []
         for _, old in list_checkpoints(output_dir)[: -args.keep_checkpoints]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def best_checkpoints(output_dir: str | Path, count: int, phase: int | None = None) -> list[Path]:
+    """The folders of the best ``count`` checkpoints by the evaluation at each, oldest first.
+
+    Args:
+        output_dir: of the run.
+        count: how many; fewer if there are no more.
+        phase: only those of this phase of the run, from 0; None for the newest one's.
+    """
+    found = [
+        (metadata["score"], metadata["step"], path)
+        for path, metadata in _of_phase(output_dir, phase)
+        if metadata["score"] is not None
+    ]
+    return [path for _, _, path in sorted(sorted(found)[-count:], key=lambda entry: entry[1])]
+
+
+def last_checkpoints(output_dir: str | Path, count: int, phase: int | None = None) -> list[Path]:
+    """The folders of the last ``count`` checkpoints, oldest first; see :func:`best_checkpoints`."""
+    return [path for path, _ in _of_phase(output_dir, phase)][-count:]
+
+
+def _of_phase(output_dir: str | Path, phase: int | None) -> list[tuple[Path, dict[str, Any]]]:
+    found = [(path, read_json(path / METADATA)) for _, path in list_checkpoints(output_dir)]
+    wanted = phase if phase is not None or not found else found[-1][1]["state"]["phase"]
+    return [(path, metadata) for path, metadata in found if metadata["state"]["phase"] == wanted]
 
 
 def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -150,7 +183,7 @@ def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 def remove_partial_files(output_dir: Path) -> None:
     """Remove what a killed run left half written: the hidden neighbours that become files and folders by a rename."""
     for path in output_dir.glob(".*"):
-        if path.name.startswith((".checkpoint_", ".best_", ".final_model.", ".history.", ".training_")):
+        if path.name.startswith((".checkpoint_", ".best_", ".final_model.", ".history.", ".training_", ".curves.")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

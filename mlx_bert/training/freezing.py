@@ -41,7 +41,9 @@ def phases_of(args: TrainingArgs, num_layers: int | None) -> list[Phase]:
         ValueError: more layers than there are, or phases for a model without an encoder.
     """
     phases = []
-    if num_layers is None and (args.freeze != "none" or args.freeze_epochs or args.gradual_unfreezing):
+    if num_layers is None and (
+        args.freeze != "none" or args.freeze_epochs or args.gradual_unfreezing or args.unfreeze_layers is not None
+    ):
         raise ValueError(
             "[freeze] expected a model with an encoder (BertWithHead) but got one without. Set freeze 'none'."
         )
@@ -55,7 +57,11 @@ def phases_of(args: TrainingArgs, num_layers: int | None) -> list[Phase]:
         phases.append(Phase("head", args.freeze_epochs, "backbone", is_main=False))
     for top in range(1, args.gradual_unfreezing + 1):
         phases.append(Phase(f"top {top}", 1, str(num_layers - top), is_main=False))
-    return [*phases, Phase("main", args.epochs, args.freeze)]
+    freeze = args.freeze
+    if args.unfreeze_layers is not None and num_layers is not None:
+        fixed = num_layers - args.unfreeze_layers
+        freeze = "backbone" if not args.unfreeze_layers else str(fixed) if fixed > 0 else "embeddings"
+    return [*phases, Phase("main", args.epochs, freeze)]
 
 
 def apply_freeze(model: nn.Module, freeze: str) -> bool:
@@ -85,6 +91,28 @@ def apply_freeze(model: nn.Module, freeze: str) -> bool:
     if getattr(model.bert.encoder, "pooler", None) is not None:
         model.bert.encoder.pooler.freeze()
     return not tree_flatten(model.bert.trainable_parameters())
+
+
+def freeze_tasks(model: nn.Module, names: str) -> None:
+    """Keep the heads of some tasks of a multi-task head as they are.
+
+    Args:
+        model: with a ``MultiTaskNLPHead``.
+        names: of the tasks, joined by commas.
+
+    Raises:
+        ValueError: another head, an unknown task, or none left to train.
+    """
+    heads = getattr(getattr(model, "head", None), "task_heads", None)
+    if heads is None:
+        raise ValueError("[freeze] expected a multi-task head with freeze_tasks but got another. Leave it out.")
+    frozen = {name.strip() for name in names.split(",") if name.strip()}
+    if unknown := sorted(frozen - set(heads)):
+        raise ValueError(f"[freeze] expected tasks among {', '.join(heads)} but got {', '.join(unknown)}. Correct it.")
+    if frozen == set(heads):
+        raise ValueError("[freeze] expected a task that trains but freeze_tasks has all of them. Leave one out.")
+    for name in frozen:
+        heads[name].freeze()
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

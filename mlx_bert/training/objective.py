@@ -45,11 +45,22 @@ class HeadObjective:
         return model(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))["head_outputs"]
 
     def loss(self, model: Any, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
-        loss = model.head.compute_loss(outputs, batch["labels"])
+        loss = model.head.compute_loss(outputs, batch["labels"]) + regularization(model)
         return loss, loss_weight(model.head, batch["labels"])
 
     def metrics(self, model: Any, outputs: Mapping[str, Any], labels: Any) -> dict[str, float]:
         return {name: float(value) for name, value in model.head.compute_metrics(outputs, labels).items()}
+
+
+def regularization(model: nn.Module) -> mx.array | float:
+    """The penalties on their weights that the blocks of a model's head declare; 0 outside training."""
+    if not model.training:
+        return 0.0
+    return sum(
+        module.regularization_loss()
+        for _, module in model.head.named_modules()
+        if hasattr(module, "regularization_loss")
+    )
 
 
 def loss_weight(head: Any, labels: Any) -> mx.array:

@@ -14,10 +14,13 @@ import mlx.nn as nn
 from mlx_bert.checkpoint import WEIGHTS, entries_of, new_folder, write_json, write_safetensors
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.averaging import average_checkpoints
 from mlx_bert.training.checkpoints import (
     METADATA,
     Checkpoint,
     TrainState,
+    best_checkpoints,
+    last_checkpoints,
     list_checkpoints,
     load_checkpoint,
     load_model_arrays,
@@ -129,6 +132,19 @@ class RunFolder:
         if not self.world.is_main:
             return self.path / f"checkpoint_{state.step}"
         return save_checkpoint(self.path, state, self.args, self.model, optimizer, average, self.setup, learning_rate)
+
+    def average(self, phase: int) -> tuple[dict[str, mx.array], list[str]]:
+        """The mean of the checkpoints of a phase that the settings ask for, and their names; empty without any."""
+        mean: dict[str, mx.array] = {}
+
+        def load() -> list[str]:
+            choose = best_checkpoints if self.args.average_of == "best" else last_checkpoints
+            folders = choose(self.path, self.args.average_checkpoints, phase)
+            mean.update(average_checkpoints(folders) if folders else {})
+            return [folder.name for folder in folders]
+
+        names = self.world.on_main(load)
+        return self.world.share_arrays(mean), names
 
     def save_best(self, state: TrainState) -> None:
         """Keep the model as the best one so far."""

@@ -28,7 +28,8 @@ from mlx_bert.training.callbacks import Callback, ProgressBar
 from mlx_bert.training.checkpoints import FREE_SETTINGS, TrainState, load_model_arrays, model_arrays
 from mlx_bert.training.distributed import World
 from mlx_bert.training.feed import Feed, default_collator
-from mlx_bert.training.freezing import Phase, apply_freeze, phases_of
+from mlx_bert.training.freezing import Phase, apply_freeze, freeze_tasks, phases_of
+from mlx_bert.training.loggers import loggers_of
 from mlx_bert.training.lora import apply_lora, config_from_args
 from mlx_bert.training.loss_record import LossRecord
 from mlx_bert.training.objective import HeadObjective, Objective, batch_forward, evaluate, is_greater_better
@@ -81,7 +82,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.objective = objective or HeadObjective()
         self.world = World()
-        every = [*([ProgressBar()] if args.progress else []), *callbacks]
+        every = [*([ProgressBar()] if args.progress else []), *loggers_of(args), *callbacks]
         self.callbacks = [callback for callback in every if self.world.is_main or not callback.main_only]
         self.output_dir = Path(args.output_dir)
         if eval_examples is None and (args.patience or args.metric) and not self.measures_without_examples:
@@ -219,6 +220,8 @@ class Trainer:
         if not phase.is_main and phase.freeze == "backbone" and args.freeze_learning_rate is not None:
             args = replace(args, head_learning_rate=args.freeze_learning_rate)
         self.is_frozen = apply_freeze(self.model, phase.freeze)
+        if args.freeze_tasks:
+            freeze_tasks(self.model, args.freeze_tasks)
         if self.is_frozen and args.cache_encoder:
             self.feed.cache(self.model.bert, lambda: self._stop)
         else:
@@ -288,6 +291,8 @@ class Trainer:
         state = self.state
         state.stopped_early = state.stopped_early or self._out_of_patience()
         if is_last:
+            if self.args.average_checkpoints:
+                self._average_checkpoints()
             with self._averaged():
                 self.folder.save_model("final_model", state)
         if self.step.average:
@@ -298,6 +303,16 @@ class Trainer:
         state.stale, state.patience_value = 0, None
         if is_last:
             self.folder.forget_best()
+
+    def _average_checkpoints(self) -> None:
+        """Give the model the mean of its checkpoints, measure it, and keep it as the best one if it is."""
+        arrays, names = self.folder.average(self.state.phase)
+        if not names:
+            logger.warning("[train] no checkpoint was written since the last phase began: there is no mean of them.")
+            return
+        load_model_arrays(self.model, arrays, "average")
+        mx.eval(self.model.parameters())
+        self._evaluate(self.state.passes, {"averaged": names})
 
     def _is_due(self, every: str) -> bool:
         return every.isdecimal() and self.state.step % int(every) == 0
@@ -340,9 +355,10 @@ class Trainer:
         """What an evaluation during the run finds, by name."""
         return evaluate(self.model, self.objective, self.feed.eval_batches(), self._forward, self.world)[0]
 
-    def _evaluate(self, epoch: float) -> None:
+    def _evaluate(self, epoch: float, note: dict[str, Any] | None = None) -> None:
+        about = {"epoch": epoch, **(note or {})}
         if self.feed.evaluation is None and not self.measures_without_examples:
-            self._record_epoch({"epoch": epoch}, {})
+            self._record_epoch(about, {})
             return
         state = self.state
         self.model.eval()
@@ -351,6 +367,7 @@ class Trainer:
             name = self._metric_name(metrics)
             value = metrics[name]
             sign = 1.0 if self._greater_is_better(name) else -1.0
+            state.score, state.score_step = (sign * value if math.isfinite(value) else None), state.step
             is_best = math.isfinite(value) and (state.best_value is None or sign * (value - state.best_value) > 0)
             if is_best:
                 state.best_value, state.best_step, state.best_metrics = value, state.step, metrics
@@ -360,7 +377,7 @@ class Trainer:
             state.patience_value, state.stale = value, 0
         else:
             state.stale += 1
-        self._record_epoch({"epoch": epoch, "is_best": is_best}, metrics)
+        self._record_epoch({**about, "is_best": is_best}, metrics)
 
     def _record_epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> None:
         state = self.state
