@@ -74,6 +74,10 @@ class TextPredictor:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.pipeline = PIPELINE_OF_HEAD[kind](model, tokenizer) if kind in PIPELINE_OF_HEAD else None
+        tree = getattr(model.head, "tree", None)
+        self._nodes: dict[int, str] = {} if tree is None else {number: node for node, number in tree.index.items()}
+        leaves = [] if tree is None else [tree.index[leaf] for leaf in tree.leaves]  # what its probabilities are of
+        self._leaves = mx.array(np.equal.outer(leaves, np.arange(len(self._nodes))), mx.float32)
         self._run = mx.compile(self._outputs, inputs=[model.state]) if _on_gpu() else self._outputs
 
     @classmethod
@@ -181,12 +185,14 @@ class TextPredictor:
 
     def _outputs(self, batch: Any) -> dict[str, mx.array]:
         outputs = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)["head_outputs"]
+        if self._nodes:
+            outputs = {**outputs, "probabilities": outputs["probabilities"] @ self._leaves}
         wanted = ("probabilities_2class", "probabilities", "predictions", "value")
         return {name: outputs[name].astype(mx.float32) for name in wanted if outputs.get(name) is not None}
 
     def name(self, index: int) -> str:
         """The name of a class; its number if the model has no names."""
-        names: Mapping[int, str] = self.model.id2label or {}
+        names: Mapping[int, str] = self.model.id2label or self._nodes
         return names.get(index, str(index))
 
     def describe(self, outputs: Mapping[str, np.ndarray], top_k: int = 1) -> dict[str, Any]:

@@ -137,6 +137,13 @@ def test_bad_options(classifier):
         classifier(LONG, truncation=False)
 
 
+def test_a_batch_holds_at_least_one(classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "batch_size", 0)
+    for inputs in ("a", ["a"], iter(["a"])):
+        with pytest.raises(ValueError, match="expected batch_size of at least 1 but got 0"):
+            classifier(inputs)
+
+
 def test_names_and_heads(tmp_path, classifier):
     folder = classifier.tokenizer.folder
     assert {ALIASES["ner"], ALIASES["sentiment-analysis"]} <= set(PIPELINES)

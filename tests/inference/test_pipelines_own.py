@@ -259,3 +259,26 @@ def test_pipelines_answer_in_threads(tmp_path, minilm_source):
         cosines = list(pool.map(compare, [comparison] * 6))
     assert_alike(answers, [oracle(question)] * 6)
     assert cosines == [pytest.approx(compare(comparison), abs=1e-5)] * 6
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_leaves_of_a_tree_have_their_own_names(tiny_bert_folder, named):
+    """A hierarchical head gives probabilities of leaves, and predicts numbers of labels."""
+    hierarchy, numbers = {"animal": ["cat", "dog"], "plant": ["tree"]}, [4, 2, 0, 3, 1]
+    label_to_idx = dict(zip(["animal", "plant", "cat", "dog", "tree"], numbers, strict=True))
+    names = {number: label.upper() for label, number in label_to_idx.items()} if named else None
+    mx.random.seed(1)
+    options = {"hierarchy": hierarchy, "label_to_idx": label_to_idx}
+    head = HeadConfig("hierarchical", 32, 5, extra=options, initializer_range=1.0)
+    model = BertWithHead(BertCore.from_pretrained(tiny_bert_folder), head, id2label=names).eval()
+    tokenizer = Tokenizer.from_pretrained(tiny_bert_folder)
+    found = TextPredictor(model, tokenizer).predict(TEXTS, top_k=3)
+    listed = TextClassification(model, tokenizer)(TEXTS, top_k=None)
+    for text, row, rows in zip(TEXTS, found, listed, strict=True):
+        outputs = model(*tokenizer([text]))
+        spelled = [leaf.upper() if named else leaf for leaf in ("cat", "dog", "tree")]
+        scores = dict(zip(spelled, np.array(outputs["probabilities"])[0].tolist(), strict=True))
+        assert row["label"].lower() == {n: label for label, n in label_to_idx.items()}[outputs["predictions"].item()]
+        assert row["confidence"] == pytest.approx(scores[row["label"]], abs=1e-5)
+        assert row["scores"] == pytest.approx(scores, abs=1e-5)
+        assert {each["label"]: each["score"] for each in rows} == pytest.approx(scores, abs=1e-5)

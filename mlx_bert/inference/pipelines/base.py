@@ -91,6 +91,8 @@ class Pipeline:
 
     def _each(self, inputs: Any, is_one: bool, run: Callable[[list[Any]], Iterable[Any]]) -> Any:
         """The result of one input; of a list, a list; of an iterator, an iterator that reads some inputs ahead."""
+        if self.batch_size < 1:
+            raise ValueError(f"[pipeline] expected batch_size of at least 1 but got {self.batch_size}.")
         if is_one:
             return next(iter(run([inputs])))
         if not isinstance(inputs, Iterable) or isinstance(inputs, Mapping):

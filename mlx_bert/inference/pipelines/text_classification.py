@@ -31,6 +31,7 @@ class TextClassification(Pipeline):
             "multilabel_classification",
             "text_classification",
             "ordinal_regression",
+            "hierarchical",
             "regression",
             "ensemble",
             "ranking",
@@ -103,6 +104,13 @@ class TextClassification(Pipeline):
         """What a head of ours says itself, ``(B, C)``."""
         outputs = self.model(*batch[:2], token_type_ids=batch.token_type_ids)["head_outputs"]
         return head_scores(outputs, len(batch.input_ids))
+
+    def _label(self, index: int) -> str:
+        tree = getattr(self.model.head, "tree", None)
+        if tree is None:
+            return super()._label(index)
+        leaf = tree.leaves[index]
+        return (self.model.id2label or {}).get(tree.index[leaf], leaf)
 
     def _function(self) -> str:
         problem = self.config.get("problem_type")
