@@ -1,0 +1,89 @@
+"""Top layers by their number, and single heads of a multi-task model: exactly the others move."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from heads import MultiTaskNLPHead, NLPTaskConfig
+from mlx_bert.core import BertCore
+from mlx_bert.data.collate import Collator, tokenize_examples
+from mlx_bert.model import BertWithHead
+from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.freezing import phases_of
+from mlx_bert.training.multi_task import MultiTaskObjective
+from mlx_bert.training.trainer import Trainer
+
+
+def weights(model):
+    return {name: np.array(array) for name, array in tree_flatten(model.parameters())}
+
+
+def arguments(path, **changes):
+    return TrainingArgs(output_dir=str(path), epochs=1, batch_size=8, progress=False, save_every="no", **changes)
+
+
+@pytest.mark.parametrize(
+    ("layers", "freeze"), [(0, "backbone"), (1, "5"), (5, "1"), (6, "embeddings"), (9, "embeddings"), (None, "none")]
+)
+def test_the_top_layers_are_what_the_bottom_ones_leave(layers, freeze):
+    assert phases_of(TrainingArgs(unfreeze_layers=layers), 6)[-1].freeze == freeze
+
+
+def test_only_the_top_layer_moves(toy, tmp_path):
+    model = toy.model()
+    before = weights(model)
+    Trainer(model, arguments(tmp_path, unfreeze_layers=1), toy.examples(16), tokenizer=toy.tokenizer).train()
+    after = weights(model)
+    moved = {name for name in before if (before[name] != after[name]).any()}
+    assert any(name.startswith("bert.encoder.layers.1.") for name in moved)
+    assert all(name.startswith(("head.", "bert.encoder.layers.1.")) for name in moved)
+    with pytest.raises(ValueError, match="expected unfreeze_layers to be None with freeze"):
+        arguments(tmp_path, unfreeze_layers=1, freeze="1")
+    with pytest.raises(ValueError, match="expected a model with an encoder"):
+        phases_of(TrainingArgs(unfreeze_layers=1), None)
+
+
+@pytest.fixture
+def two_tasks(toy):
+    """A model with two classification tasks, and examples with labels of both."""
+    mx.random.seed(3)
+    tasks = [NLPTaskConfig(name, "text_classification", num_labels=3) for name in ("mood", "topic")]
+    bert = BertCore.from_pretrained(toy.folder)
+    model = BertWithHead(bert, MultiTaskNLPHead(tasks, bert.get_hidden_size(), dropout_prob=0.0))
+    examples = tokenize_examples(toy.examples(16), toy.tokenizer)
+    both = [{**e, "labels": {"mood": int(e["labels"]), "topic": n % 3}} for n, e in enumerate(examples)]
+    return model, both
+
+
+def test_a_frozen_task_does_not_move_and_does_not_count(toy, tmp_path, two_tasks):
+    model, examples = two_tasks
+    objective = MultiTaskObjective()
+    before = weights(model)
+    args = arguments(tmp_path, freeze_tasks="topic", learning_rate=1e-3)
+    Trainer(model, args, examples, tokenizer=toy.tokenizer, objective=objective).train()
+    after = weights(model)
+    moved = {name for name in before if (before[name] != after[name]).any()}
+    assert any("task_heads.mood" in name for name in moved)
+    assert not any("task_heads.topic" in name for name in moved)
+    assert any(name.startswith("bert.encoder.layers.0.") for name in moved)
+    batch = Collator(0)(examples)
+    outputs = objective.forward(model, batch)
+    loss, weight = objective.loss(model.train(), outputs, batch)
+    alone = {**batch, "labels": {"mood": batch["labels"]["mood"]}}
+    assert loss.item() == pytest.approx(objective.loss(model, outputs, alone)[0].item(), abs=1e-6)
+    assert weight.item() == 16
+    assert objective.loss(model.eval(), outputs, batch)[1].item() == 32  # in evaluation it is reported
+
+
+def test_tasks_that_cannot_be_frozen(toy, tmp_path, two_tasks):
+    model, examples = two_tasks
+    for names, message in (
+        ("tpic", "expected tasks among mood, topic but got tpic"),
+        ("mood, topic", "expected a task that trains"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(model, arguments(tmp_path / names, freeze_tasks=names), examples, tokenizer=toy.tokenizer,
+                    objective=MultiTaskObjective()).train()  # fmt: skip
+    with pytest.raises(ValueError, match="expected a multi-task head with freeze_tasks"):
+        Trainer(toy.model(), arguments(tmp_path, freeze_tasks="a"), toy.examples(4), tokenizer=toy.tokenizer).train()
