@@ -4,7 +4,9 @@ MLX computes erf and exp on a CPU one number at a time: on x86 the GELU of an ML
 products, and the softmax longer than both of attention's. The functions below are the same functions to float32's
 precision, several times faster there. On a GPU ``nn.gelu`` and the fused attention are the right ones.
 
-Neither ``maximum`` nor ``minimum`` may appear in a compiled function: MLX's care for NaN keeps them scalar.
+Two things keep a compiled function from becoming vector instructions, and are kept out of them: ``maximum`` and
+``minimum`` (MLX's care for NaN makes them scalar), and expressions deeper than one kernel holds. MLX then cuts them
+where it likes and hands constants over as arrays without strides: five times slower. Hence two short functions each.
 
 Dimensions: B batch, H attention heads, L tokens, d = D / H.
 """
@@ -44,6 +46,9 @@ EXP = (
 FARTHEST = 60.0  # exp(-60) is nothing beside 1; the polynomial holds until there
 # Added to a score that must not count: half of float32's lowest, so that the sum stays finite.
 CLOSED = mx.finfo(mx.float32).min / 2
+# Attention scores at a time: 2 MB, which stay in the caches of a core. Larger arrays also come from the system afresh
+# each time, page by page (glibc's malloc above 32 MB).
+TILE = 1 << 19
 
 
 def suits(x: mx.array) -> bool:
@@ -53,16 +58,21 @@ def suits(x: mx.array) -> bool:
 
 def gelu(x: mx.array) -> mx.array:
     """``x * (1 + erf(x / sqrt(2))) / 2``, exact as in ``nn.gelu``; on a CPU to 4e-7 for every finite ``x``."""
-    return _gelu(x) if suits(x) else nn.gelu(x)
+    return _gelu(x, _inverse_root(x)) if suits(x) else nn.gelu(x)
 
 
 @mx.compile
-def _gelu(x: mx.array) -> mx.array:
-    """``max(x, 0) - |x| / 2 erfc(|x| / sqrt(2))``. Inverted before it is raised, so that gradients stay finite."""
+def _inverse_root(x: mx.array) -> mx.array:
+    """``(erfc(|x| / sqrt(2)) / 2) ** (-1 / 8)``."""
     c, t = ERFC, mx.abs(x)
     t2 = t * t
-    p = (c[0] + c[1] * t) + t2 * (c[2] + c[3] * t) + (t2 * t2) * ((c[4] + c[5] * t) + t2 * (c[6] + t2 * c[7]))
-    q = 1.0 / p
+    return (c[0] + c[1] * t) + t2 * (c[2] + c[3] * t) + (t2 * t2) * ((c[4] + c[5] * t) + t2 * (c[6] + t2 * c[7]))
+
+
+@mx.compile
+def _gelu(x: mx.array, p: mx.array) -> mx.array:
+    """``max(x, 0) - |x| / 2 erfc(|x| / sqrt(2))``. Inverted before it is raised, so that gradients stay finite."""
+    t, q = mx.abs(x), 1.0 / p
     q = q * q
     q = q * q
     return 0.5 * (x + t) - t * (q * q)
@@ -70,23 +80,28 @@ def _gelu(x: mx.array) -> mx.array:
 
 def exp_negative(t: mx.array) -> mx.array:
     """``exp(-t)`` for ``t >= 0``: to 1.2e-6 of the value up to t = 16 (as ``mx.exp`` on a CPU), to 1e-12 beyond."""
-    return _exp_negative(mx.minimum(t, FARTHEST))
+    return _inverse_fourth_power(_exp_quarter(mx.minimum(t, FARTHEST)))
 
 
 @mx.compile
-def _exp_negative(t: mx.array) -> mx.array:
+def _exp_quarter(t: mx.array) -> mx.array:
     c, t2 = EXP, t * t
     t4 = t2 * t2
     low = (c[0] + c[1] * t) + t2 * (c[2] + c[3] * t)
     middle = (c[4] + c[5] * t) + t2 * (c[6] + c[7] * t)
     high = (c[8] + c[9] * t) + t2 * (c[10] + c[11] * t)
-    q = 1.0 / (low + t4 * (middle + t4 * high))
+    return low + t4 * (middle + t4 * high)
+
+
+@mx.compile
+def _inverse_fourth_power(p: mx.array) -> mx.array:
+    q = 1.0 / p
     q = q * q
     return q * q
 
 
 def attention(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float) -> mx.array:
-    """``softmax(scale * query @ key + mask) @ value`` in float32.
+    """``softmax(scale * query @ key + mask) @ value`` in float32, :data:`TILE` scores at a time.
 
     Args:
         query, key, value: ``(B, H, L, d)``; keys and values may have fewer heads, each shared by several queries'.
@@ -97,9 +112,45 @@ def attention(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | 
     """
     if (shared_by := query.shape[1] // key.shape[1]) > 1:
         key, value = mx.repeat(key, shared_by, axis=1), mx.repeat(value, shared_by, axis=1)
-    scores = (query * scale) @ key.swapaxes(-1, -2)
+    if mask is not None and mask.dtype == mx.bool_:
+        mask = mx.where(mask, 0.0, CLOSED)
+    B, H, L, _ = query.shape
+    keys = key.shape[2]
+    if B * H * L * keys <= TILE:
+        return _attend(query, key, value, mask, scale)
+    rows, heads = max(1, TILE // (H * L * keys)), min(H, max(1, TILE // (L * keys)))
+    queries = min(L, max(1, TILE // keys))
+
+    def tile(row: int, head: int, first: int) -> mx.array:
+        place = (slice(row, row + rows), slice(head, head + heads), slice(first, first + queries))
+        part = None if mask is None else _cut(mask, place)
+        return _attend(query[place], key[place[:2]], value[place[:2]], part, scale).swapaxes(1, 2)
+
+    # (B, L, H, d) is what the projection behind takes: putting the tiles together is the only copy on the way there.
+    return _joined(
+        [
+            _joined([_joined([tile(b, h, i) for i in range(0, L, queries)], 1) for h in range(0, H, heads)], 2)
+            for b in range(0, B, rows)
+        ],
+        0,
+    ).swapaxes(1, 2)
+
+
+def _attend(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float) -> mx.array:
+    """Keys and values are strided views, and matmul wants them copied: multiplying by 1 is that copy, made faster."""
+    scores = (query * scale) @ (key * 1.0).swapaxes(-1, -2)
     if mask is not None:
-        scores = scores + (mx.where(mask, 0.0, CLOSED) if mask.dtype == mx.bool_ else mask)
+        scores = scores + mask
     highest = mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True))
     weights = exp_negative(highest - scores)
-    return (weights @ value) / mx.sum(weights, axis=-1, keepdims=True)
+    return (weights @ (value * 1.0)) / mx.sum(weights, axis=-1, keepdims=True)
+
+
+def _cut(mask: mx.array, place: tuple[slice, slice, slice]) -> mx.array:
+    """The part of a mask, which may be 1 long where it is broadcast, that belongs to a part of the scores."""
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    return mask[tuple(slice(None) if size == 1 else part for size, part in zip(mask.shape, place, strict=False))]
+
+
+def _joined(parts: list[mx.array], axis: int) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)

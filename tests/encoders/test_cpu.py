@@ -1,5 +1,8 @@
 """The CPU's GELU and attention: the same functions as everywhere else."""
 
+import io
+import re
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -65,6 +68,21 @@ def test_attention_gradient_is_the_fused_one():
         np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), atol=1e-5)
 
 
+KERNELS = {"_inverse_root": 1, "_gelu": 2, "_exp_quarter": 1, "_inverse_fourth_power": 1}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_function_is_one_kernel(name):
+    """Of several, the later ones would get constants as arrays without strides, which no compiler vectorises."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, getattr(cpu, name)(*[mx.ones((4, 4))] * KERNELS[name]))
+    operations = [
+        label for label in re.findall(r'label ="(\w+)"', graph.getvalue()) if label not in ("Broadcast", "Full")
+    ]
+    assert len(operations) == 1
+    assert operations.pop().startswith("Compiled")
+
+
 MASKS = {
     "none": lambda: None,
     "padding": lambda: mx.arange(7)[None, None, None] < mx.array([7, 3])[:, None, None, None],
@@ -77,7 +95,9 @@ MASKS = {
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("spread", [1.0, 30.0])
-def test_attention_is_the_fused_one(kind, key_heads, spread):
+@pytest.mark.parametrize("tile", [1 << 19, 4 * 7 * 7, 3 * 7 * 7, 2 * 7, 1])
+def test_attention_is_the_fused_one(kind, key_heads, spread, tile, monkeypatch):
+    monkeypatch.setattr(cpu, "TILE", tile)  # all at once; a row, three heads, two queries, one query at a time
     keys = mx.random.split(mx.random.key(0), 3)
     query = mx.random.normal((2, 4, 7, 8), key=keys[0]) * spread
     key, value = (mx.random.normal((2, key_heads, 7, 8), key=k) for k in keys[1:])
