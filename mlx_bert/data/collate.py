@@ -32,10 +32,11 @@ def tokenize_examples(
 ) -> list[Example]:
     """Add ``input_ids`` and ``token_type_ids`` (int32, unpadded) to examples with ``text`` and maybe ``text_pair``.
 
-    Examples that already have ``input_ids`` stay as they are.
+    Examples that already have ``input_ids`` stay as they are. With ``choices`` (a list of texts) an example becomes a
+    group: the text paired with each.
 
     Args:
-        examples: all with ``text_pair`` or none.
+        examples: all with ``text_pair`` or none; all with ``choices`` or none.
         tokenizer: the encoder's.
         max_length: truncate to this many tokens; None for the tokenizer's own bound.
         batch_size: texts that the tokenizer takes at once.
@@ -52,6 +53,10 @@ def tokenize_examples(
     raw = [number for number, example in enumerate(examples) if "input_ids" not in example]
     for start in range(0, len(raw), batch_size):
         numbers = raw[start : start + batch_size]
+        if any("choices" in examples[number] for number in numbers):
+            for number, group in zip(numbers, _choice_groups(examples, numbers, tokenizer, max_length), strict=True):
+                result[number] = {**examples[number], **group}
+            continue
         texts = [examples[number]["text"] for number in numbers]
         pairs = [examples[number].get("text_pair") for number in numbers]
         if 0 < pairs.count(None) < len(pairs):
@@ -64,6 +69,27 @@ def tokenize_examples(
                 "token_type_ids": np.array(encoding.type_ids, dtype=np.int32),
             }
     return result
+
+
+def _choice_groups(
+    examples: Sequence[Example], numbers: Sequence[int], tokenizer: Tokenizer, max_length: int | None
+) -> list[Example]:
+    """``input_ids`` and ``token_type_ids``, a row per choice, of the examples with these numbers."""
+    if lacking := [number for number in numbers if not examples[number].get("choices")]:
+        raise ValueError(f"[data] expected choices in every example or in none but example {lacking[0]} has none.")
+    texts = [examples[number]["text"] for number in numbers for _ in examples[number]["choices"]]
+    choices = [choice for number in numbers for choice in examples[number]["choices"]]
+    encodings = iter(tokenizer.encode(texts, choices, max_length))
+    groups = []
+    for number in numbers:
+        own = [next(encodings) for _ in examples[number]["choices"]]
+        groups.append(
+            {
+                "input_ids": [np.array(encoding.ids, dtype=np.int32) for encoding in own],
+                "token_type_ids": [np.array(encoding.type_ids, dtype=np.int32) for encoding in own],
+            }
+        )
+    return groups
 
 
 def token_count(example: Example) -> int:

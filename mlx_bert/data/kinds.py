@@ -149,6 +149,11 @@ def texts(value: Any, column: str, separator: str = "|") -> list[str]:
     return [text(item, column) for item in value]
 
 
+def one_or_more(value: Any, column: str) -> str | list[str]:
+    """A text, or a list of them."""
+    return texts(value, column) if isinstance(value, (list, tuple)) else text(value, column)
+
+
 def relevances(value: Any, column: str) -> list[float]:
     found = numbers(value, column)
     return found if isinstance(found, list) else [found]
@@ -337,8 +342,17 @@ KINDS: dict[str, Kind] = {
         {
             "anchor": Field(("anchor", "query", "text"), text),
             "positive": Field(("positive", "pos"), text),
-            "negative": Field(("negative", "neg"), text),
+            "negative": Field(("negative", "neg"), one_or_more),
         }
+    ),
+    "distillation": Kind(
+        {
+            "anchor": Field(("anchor", "query", "text"), text),
+            "positive": Field(("positive", "pos"), text),
+            "negative": Field(("negative", "neg"), one_or_more),
+            "scores": Field(("scores", "score", "label"), numbers, target=True),
+        },
+        same_length="scores",
     ),
 }
 

@@ -100,3 +100,21 @@ def test_parts_are_padded_each_by_itself():
     assert PartsCollator(9)([{**row, "labels": 1.0} for row in rows])["labels"].tolist() == [1.0, 1.0]
     with pytest.raises(ValueError, match=r"expected examples of the same number of texts, at least 2, but got \[1\]"):
         PartsCollator(9)([{"input_ids": [1, 2]}])
+
+
+def test_choices_become_groups(tiny_bert_folder):
+    tokenizer = Tokenizer.from_pretrained(tiny_bert_folder)
+    examples = [
+        {"text": "the dog", "choices": ["is good", "is bad"], "labels": 1},
+        {"text": "the cat", "choices": ["is old", "is very new"], "labels": 0},
+    ]
+    tokenised = tokenize_examples(examples, tokenizer)
+    for example, row in zip(examples, tokenised, strict=True):
+        wanted = tokenizer.encode([example["text"]] * 2, example["choices"])
+        assert [ids.tolist() for ids in row["input_ids"]] == [encoding.ids for encoding in wanted]
+        assert [types.tolist() for types in row["token_type_ids"]] == [encoding.type_ids for encoding in wanted]
+    batch = Collator(tokenizer.pad_id)(tokenised)
+    assert batch["input_ids"].shape == (2, 2, 16)
+    assert batch["labels"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="expected choices in every example or in none but example 1 has none"):
+        tokenize_examples([examples[0], {"text": "a"}], tokenizer)

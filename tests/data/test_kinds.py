@@ -59,6 +59,12 @@ LAYOUTS = [
     ("labelled_pair", [{"premise": "a", "hypothesis": "b", "label": 0}], {"text_pair": "b", "label": "0"}),
     ("positive_pair", [{"query": "a", "pos": "b"}], {"anchor": "a", "positive": "b"}),
     ("triplet", [{"anchor": "a", "positive": "b", "negative": "c"}], {"anchor": "a", "negative": "c"}),
+    ("triplet", [{"query": "a", "pos": "b", "neg": ["c", "d"]}], {"anchor": "a", "negative": ["c", "d"]}),
+    (
+        "distillation",
+        [{"anchor": "a", "positive": "b", "negative": "c", "scores": [3, 1.5]}],
+        {"positive": "b", "scores": [3.0, 1.5]},
+    ),
 ]
 
 
