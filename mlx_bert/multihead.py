@@ -78,6 +78,31 @@ class MultiheadClassifier:
         self._weights: dict[str, list[float]] = {}
         self._splits: dict[str, list[Example]] = {}
 
+    @classmethod
+    def new(
+        cls,
+        config: MultiheadConfig | Mapping[str, Any],
+        labels: Mapping[str, LabelMap],
+        class_weights: Mapping[str, Sequence[float]],
+    ) -> Self:
+        """A classifier with new heads, for a training loop of one's own; see ``mlx_bert.training.multi_task``.
+
+        Args:
+            config: the settings; ``training.model_name`` is the encoder.
+            labels: the labels of each task.
+            class_weights: {task: weight of each label}, which count if ``loss.use_class_weights`` is set.
+        """
+        classifier = cls(config)
+        settings = classifier.config.training
+        mx.random.seed(settings.seed)
+        folder = ready_folder(settings.model_name)
+        classifier.tokenizer = Tokenizer.from_pretrained(folder)
+        classifier._labels = dict(labels)
+        classifier._weights = {task: list(weights) for task, weights in class_weights.items()}
+        core = BertCore.from_pretrained(folder)
+        classifier.model = BertWithHead(core, classifier._build_head(core.get_hidden_size()))
+        return classifier
+
     @property
     def tasks(self) -> list[str]:
         """The names of the tasks."""
@@ -89,20 +114,28 @@ class MultiheadClassifier:
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def train(self, data: Mapping[str, Sequence[Mapping[str, Any]]], progress: bool = True) -> TrainResult:
+    def train(
+        self,
+        data: Mapping[str, Sequence[Mapping[str, Any]]],
+        progress: bool = True,
+        validation: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> TrainResult:
         """Train all heads together: first the heads alone, then with the top layers of the encoder.
 
         Args:
             data: {task: [{"text": ..., "label": ...}, ...]}; each task may have texts of its own.
             progress: show progress bars.
+            validation: the same, to choose the best weights by; then ``val_size`` does not count.
 
         Returns:
             What the run came to; the best weights are in the model.
 
         Raises:
-            ValueError: no data, bad rows, a task of a single class, or weights for a task that is not there.
+            ValueError: no data, bad rows, a task of a single class, weights for a task that is not there, or tasks or
+                labels in ``validation`` that ``data`` lacks.
         """
         examples = _read(data)
+        held_out = None if validation is None else _read(validation)
         tasks = list(data)
         if unknown := sorted(set(self.config.loss.task_weights) - set(tasks)):
             raise ValueError(f"[multihead] loss.task_weights names {unknown}, but the tasks are {', '.join(tasks)}.")
@@ -110,7 +143,9 @@ class MultiheadClassifier:
             task: LabelMap.from_labels(example["label"] for example in examples if example["task"] == task)
             for task in tasks
         }
-        self._split(examples)
+        for example in held_out or ():
+            self._id(example)
+        self._split(examples, held_out)
         settings = self.config.training
         mx.random.seed(settings.seed)
         folder = ready_folder(settings.model_name)
@@ -155,16 +190,18 @@ class MultiheadClassifier:
         self._splits = {name: old_splits.get(name, []) + self._splits[name] for name in self._splits}
         return result
 
-    def _split(self, examples: Sequence[Example]) -> None:
+    def _split(self, examples: Sequence[Example], held_out: list[Example] | None = None) -> None:
         settings = self.config.training
         parts = split_examples(
             [example["label"] for example in examples],
-            settings.val_size,
+            settings.val_size if held_out is None else 0.0,
             settings.test_size,
             [example["task"] for example in examples],
             settings.seed,
         )
         self._splits = {name: [examples[index] for index in indices] for name, indices in parts._asdict().items()}
+        if held_out is not None:
+            self._splits["validation"] = held_out
 
     def _class_weights(self, task: str) -> list[float]:
         counts = Counter(example["label"] for example in self._splits["train"] if example["task"] == task)
@@ -265,7 +302,7 @@ class MultiheadClassifier:
         return result
 
     def _id(self, example: Example) -> int:
-        return self._labels[example["task"]].index(example["label"])
+        return self._label_map(example["task"]).index(example["label"])
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
@@ -325,12 +362,18 @@ class MultiheadClassifier:
 
     # --- analysis -----------------------------------------------------------------------------------------------------
 
-    def analyze(self, split: str = "test", tasks: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Where the model is right and wrong on a part of its own data.
+    def analyze(
+        self,
+        split: str = "test",
+        tasks: Sequence[str] | None = None,
+        data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Where the model is right and wrong on a part of its own data, or on other data.
 
         Args:
             split: ``"train"``, ``"validation"`` or ``"test"``.
             tasks: the tasks to look at; None for all.
+            data: rows as for :meth:`train` to look at, in place of a part.
 
         Returns:
             Per task ``accuracy``, ``class_metrics`` {label: {precision, recall, f1, support}}, ``confusion_matrix``
@@ -342,6 +385,9 @@ class MultiheadClassifier:
             ValueError: an unknown part or task.
         """
         self._require_trained("analyze")
+        if data is not None:
+            examples = _read(data)
+            return {task: self._analyze(task, examples) for task in (data if tasks is None else tasks)}
         if not self._splits:
             raise RuntimeError("[multihead] analyze needs the data of the training, which a loaded model lacks.")
         if split not in self._splits:

@@ -1,66 +1,81 @@
-"""Measure a fine-tuned model on labelled texts: metrics, a report per class, the confusion matrix.
+"""Measure a trained model on labelled data: metrics, a report per class or entity, the confusion matrix.
+
+The folder says what the model is: one with a head, with heads of several tasks, an embedding model, a cross-encoder.
+Data are what mlx-bert train takes.
 
 examples:
   mlx-bert evaluate --model reviews-model --data held-out.csv
-  mlx-bert evaluate --model reviews-model --data held-out.jsonl --text-column review --json > metrics.json"""
+  mlx-bert evaluate --model reviews-model --data held-out.jsonl --text-column review --json > metrics.json
+  mlx-bert evaluate --model reviews-model --data held-out.csv --plot confusion.png
+  mlx-bert evaluate --model ner-model --data test.conll
+  mlx-bert evaluate --model qa-model --data dev-v2.0.json
+  mlx-bert evaluate --model mails-model --data mails.csv --tasks intent=intent mood=mood
+  mlx-bert evaluate --model my-embedder --data stsb.jsonl"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from mlx_bert.cli.train import LABEL_KINDS, add_data_arguments, read_labelled
-
-SHOWN_CLASSES = 15  # above it the confusion matrix becomes a list of the commonest confusions
+from mlx_bert.cli.data_options import SOURCES, add_data_arguments, read_rows_of
+from mlx_bert.cli.embedding_data import add_score_arguments
+from mlx_bert.cli.head_data import KIND_OF_HEAD, add_window_arguments, collator_of, measured_examples
+from mlx_bert.cli.model_kind import (
+    CROSS_ENCODER,
+    EMBEDDING,
+    FEW_SHOT,
+    MASKED_LM,
+    MULTI_TASK,
+    NAMED_TASKS,
+    find_model,
+)
+from mlx_bert.cli.reports import class_report, entity_report, label_report, print_report, value_report
+from mlx_bert.cli.task_options import add_task_arguments
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mlx-bert evaluate``."""
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="fine-tuned model, or a training run's output")
-    parser.add_argument("--data", required=True, metavar="FILE", help="labelled texts: .csv, .tsv or .jsonl")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="trained model, or a training run's output")
+    parser.add_argument("--data", required=True, metavar="DATA", help=f"labelled data: {SOURCES}")
+    parser.add_argument(
+        "--task", choices=NAMED_TASKS, metavar="TASK",
+        help=f"what the model is, where its folder does not say: {', '.join(NAMED_TASKS)}",
+    )  # fmt: skip
     add_data_arguments(parser)
+    add_task_arguments(parser)
+    add_score_arguments(parser)
+    add_window_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts per batch (default: 32)")
     parser.add_argument("--max-length", type=int, metavar="TOKENS", help="truncate texts to this many tokens")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the confusion matrix into this .png file; one for each of several tasks"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate, print and return the exit code."""
-    from mlx_bert.data.collate import token_count, tokenize_examples
-    from mlx_bert.data.labels import LabelMap, encode_labels
-    from mlx_bert.data.samplers import LengthBucketSampler
-    from mlx_bert.inference.predict import find_model_folder
-    from mlx_bert.model import BertWithHead
-    from mlx_bert.tokenizer import Tokenizer
-    from mlx_bert.training.feed import default_collator
-    from mlx_bert.training.objective import HeadObjective, evaluate
+    if args.plot:
+        from mlx_bert.plots import require_matplotlib
 
-    folder = find_model_folder(args.model)
-    model, tokenizer = BertWithHead.from_pretrained(folder), Tokenizer.from_pretrained(folder)
-    head = str(model.head.head_type)
-    if head not in LABEL_KINDS:
-        raise ValueError(f"[evaluate] expected a head of {', '.join(LABEL_KINDS)} but {folder} has {head}.")
-    kind = LABEL_KINDS[head]
-    examples = read_labelled(args.data, args, kind)
-    names: list[str] = []
-    if kind == "number":
-        examples = [{**example, "labels": example["label"]} for example in examples]
-    else:
-        count = model.head.config.output_size
-        labels = LabelMap.from_dict(model.id2label or {index: str(index) for index in range(count)})
-        names = list(labels.names)
-        examples = encode_labels(examples, labels, kind == "multilabel", args.data)
-    examples = tokenize_examples(examples, tokenizer, args.max_length)
-    collate = default_collator(model, tokenizer)
-    sampler = LengthBucketSampler([token_count(example) for example in examples], args.batch_size, shuffle=False)
-    batches = (collate([examples[index] for index in batch.indices]) for batch in sampler.batches())
-    metrics, outputs, targets = evaluate(model, HeadObjective(), batches)
-    report = {"model": str(folder), "data": args.data, "examples": len(examples), "metrics": metrics}
-    if kind == "class":
-        report |= class_report(outputs["predictions"].reshape(-1), targets, names)
-    elif kind == "multilabel":
-        report["classes"] = label_report(outputs["predictions"], targets, names)
+        require_matplotlib()
+    if args.batch_size < 1:
+        raise ValueError(f"[evaluate] expected --batch-size of at least 1 but got {args.batch_size}.")
+    model = find_model(args.model, args.task)
+    measure = {
+        "head": head_report,
+        MULTI_TASK: tasks_report,
+        EMBEDDING: embedding_report,
+        CROSS_ENCODER: cross_encoder_report,
+        MASKED_LM: masked_lm_report,
+        FEW_SHOT: few_shot_classifier_report,
+    }[model.task]
+    report = {"model": model.folder, "data": args.data, **measure(model.folder, args)}
+    if args.plot:
+        _plot(report, args.plot)
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -68,59 +83,171 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def class_report(predictions: Any, targets: Any, names: list[str]) -> dict[str, Any]:
-    """Precision, recall, F1 and support per class, and the confusion matrix ``[true][predicted]``."""
-    import numpy as np
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+def head_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of a model with one head."""
+    from mlx_bert.data.collate import tokenize_examples
+    from mlx_bert.data.labels import LabelMap
+    from mlx_bert.model import BertWithHead
+    from mlx_bert.tokenizer import Tokenizer
 
-    truth, found, every = np.array(targets).reshape(-1), np.asarray(predictions).astype(int), list(range(len(names)))
-    scores = precision_recall_fscore_support(truth, found, labels=every, zero_division=0)
-    return {"classes": _per_class(scores, names), "confusion": confusion_matrix(truth, found, labels=every).tolist()}
+    model, tokenizer = BertWithHead.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    head = str(model.head.head_type)
+    if head not in KIND_OF_HEAD:
+        raise ValueError(f"[evaluate] expected a head of {', '.join(KIND_OF_HEAD)} but {folder} has {head}.")
+    kind = KIND_OF_HEAD[head]
+    rows = read_rows_of(args.data, kind, args)
+    labels = None
+    if kind in ("class", "multilabel", "tagging"):
+        count = model.head.config.output_size
+        labels = LabelMap.from_dict(model.id2label or {index: str(index) for index in range(count)})
+    measured = measured_examples(kind, rows, labels, tokenizer, args, args.max_length, args.data)
+    examples = tokenize_examples(measured.examples, tokenizer, args.max_length)
+    metrics, outputs, targets = run_over(
+        model, measured.objective, examples, collator_of(kind, model, tokenizer, True), args
+    )
+    report: dict[str, Any] = {"examples": len(rows), "metrics": metrics}
+    if kind == "class":
+        report |= class_report(outputs["predictions"].reshape(-1), targets, labels.names)
+    elif kind == "multilabel":
+        report["classes"] = label_report(outputs["predictions"], targets, labels.names)
+    elif kind == "number":
+        count = outputs["predictions"].reshape(len(rows), -1).shape[1]
+        if count > 1:
+            report["targets"] = value_report(outputs["predictions"], targets, _target_names(rows, count))
+    elif kind == "tagging":
+        found, wanted = measured.objective.tags(outputs, targets), [row["tags"] for row in rows]
+        flat = [[labels.index(tag) for tags in part for tag in tags] for part in (found, wanted)]
+        report |= class_report(*flat, labels.names)
+        if any(name.startswith(("B-", "I-")) for name in labels.names):
+            report["entities"] = entity_report(found, wanted)
+    return report
 
 
-def label_report(predictions: Any, targets: Any, names: list[str]) -> dict[str, Any]:
-    """Precision, recall, F1 and support of each label of a multi-label task."""
-    import numpy as np
-    from sklearn.metrics import precision_recall_fscore_support
+def run_over(
+    model: Any, objective: Any, examples: Sequence[dict], collate: Any, args: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, Any], Any]:
+    """Metrics, outputs and labels of a model over examples."""
+    from mlx_bert.data.collate import token_count
+    from mlx_bert.data.samplers import LengthBucketSampler
+    from mlx_bert.training.objective import evaluate
 
-    return _per_class(precision_recall_fscore_support(np.array(targets) > 0, predictions > 0, zero_division=0), names)
+    sampler = LengthBucketSampler([token_count(example) for example in examples], args.batch_size, shuffle=False)
+    batches = (collate([examples[index] for index in batch.indices]) for batch in sampler.batches())
+    return evaluate(model.eval(), objective, batches)
 
 
-def _per_class(scores: Any, names: list[str]) -> dict[str, Any]:
-    return {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for name, p, r, f, n in zip(names, *scores, strict=True)
+def _target_names(rows: Any, count: int) -> list[str]:
+    return list(rows.classes.get("label") or [f"target {number}" for number in range(1, count + 1)])
+
+
+def tasks_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of each task of a model with several."""
+    from mlx_bert.cli.task_options import read_task_rows
+    from mlx_bert.multihead import MultiheadClassifier
+
+    model = MultiheadClassifier().load(folder)
+    if args.max_length:
+        model.config.training.max_length = args.max_length
+    tasks = args.tasks or {task: task for task in model.tasks}
+    if unknown := sorted(set(tasks) - set(model.tasks)):
+        raise ValueError(f"[evaluate] {folder} has no task {', '.join(unknown)}. It has {', '.join(model.tasks)}.")
+    rows = read_task_rows(args.data, tasks, args)
+    found = model.predict_all_tasks([row["text"] for row in rows])
+    reports = {}
+    for task in tasks:
+        known = {name: number for number, name in enumerate(model.get_labels(task))}
+        places = [place for place, row in enumerate(rows) if row["label"].get(task) is not None]
+        if unseen := sorted({rows[place]["label"][task] for place in places} - set(known)):
+            raise ValueError(f"[evaluate] the task {task} has no label {unseen[0]!r}. It has {', '.join(known)}.")
+        if not places:
+            continue
+        wanted = [known[rows[place]["label"][task]] for place in places]
+        own = class_report([known[found[task][place]["label"]] for place in places], wanted, list(known))
+        right = sum(own["confusion"][number][number] for number in range(len(known)))
+        macro = [row["f1"] for row in own["classes"].values() if row["support"]]
+        metrics = {"accuracy": right / len(places), "f1_macro": sum(macro) / len(macro)}
+        reports[task] = {"examples": len(places), "metrics": metrics, **own}
+    means = {
+        name: sum(own["metrics"][name] for own in reports.values()) / len(reports) for name in ("accuracy", "f1_macro")
     }
+    return {"examples": len(rows), "metrics": means, "tasks": reports}
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """Print a report as tables."""
-    print(f"{report['model']} on {report['examples']:,} examples of {report['data']}\n")
-    width = max(len(name) for name in report["metrics"])
-    for name, value in report["metrics"].items():
-        print(f"{name:<{width}}  {value:.4f}")
-    if classes := report.get("classes"):
-        width = max(5, *(len(name) for name in classes))
-        print(f"\n{'class':<{width}}  precision     recall         f1  support")
-        for name, row in classes.items():
-            scores = "".join(f"  {row[key]:>9.4f}" for key in ("precision", "recall", "f1"))
-            print(f"{name:<{width}}{scores}  {row['support']:>7}")
-    if confusion := report.get("confusion"):
-        _print_confusion(confusion, list(report["classes"]))
+def embedding_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """How well embeddings agree with scores, or tell positives from negatives."""
+    from mlx_bert.cli.embedding_data import evaluator_of, read_texts
+    from mlx_bert.inference.encode import SentenceEncoder
+
+    settings = {} if args.max_length is None else {"max_seq_length": args.max_length}
+    encoder = SentenceEncoder.from_pretrained(folder, **settings)
+    rows = read_texts(args.data, None, args)
+    return {"examples": len(rows), "metrics": evaluator_of(rows, args.batch_size)(encoder)}
 
 
-def _print_confusion(confusion: list[list[int]], names: list[str]) -> None:
-    if len(names) <= SHOWN_CLASSES:
-        width, cell = max(len(name) for name in names), max(4, *(len(str(n)) for row in confusion for n in row))
-        print("\nconfusion matrix: rows are true, columns predicted, numbered as the rows")
-        print(" " * (width + 4) + "".join(f"  {number:>{cell}}" for number in range(1, len(names) + 1)))
-        for number, (name, row) in enumerate(zip(names, confusion, strict=True), 1):
-            print(f"{number:>2}  {name:<{width}}" + "".join(f"  {count:>{cell}}" for count in row))
-        return
-    pairs = [
-        (count, true, found) for true, row in enumerate(confusion) for found, count in enumerate(row) if true != found
-    ]
-    print("\ncommonest confusions (true -> predicted)")
-    for count, true, found in sorted(pairs, key=lambda pair: -pair[0])[:SHOWN_CLASSES]:
-        if count:
-            print(f"{count:>5}  {names[true]} -> {names[found]}")
+def cross_encoder_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """How a cross-encoder scores pairs, or ranks the documents of queries."""
+    import numpy as np
+
+    from mlx_bert.cli.embedding_data import read_texts
+    from mlx_bert.cli.train_cross_encoder import pairs_kind
+    from mlx_bert.data.groups import as_groups
+    from mlx_bert.data.labels import LabelMap
+    from mlx_bert.inference.cross_encoder import CrossEncoder
+    from mlx_bert.training.cross_encoder import pair_metrics
+
+    model = CrossEncoder.from_pretrained(folder, max_length=args.max_length)
+    several = model.num_labels > 1
+    rows = read_texts(args.data, pairs_kind(args.data, args, several), args)
+    groups = as_groups(rows, args.data)
+    pairs = [(group.query, document) for group in groups for document in group.documents]
+    scores = model.predict(pairs, args.batch_size, show_progress_bar=False)
+    labels = [label for group in groups for label in group.labels]
+    report: dict[str, Any] = {"examples": len(rows)}
+    if several:
+        names = LabelMap.from_dict(model.model.id2label or {index: str(index) for index in range(model.num_labels)})
+        labels = [names.index(str(label)) for label in labels]
+        report |= class_report(scores.argmax(axis=1), labels, names.names)
+    owners = np.repeat(np.arange(len(groups)), [len(group.documents) for group in groups])
+    return {"metrics": pair_metrics(scores.reshape(len(pairs), -1), np.array(labels), owners), **report}
+
+
+def masked_lm_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity and accuracy over masked tokens."""
+    from mlx_bert.cli.train_masked_lm import plain_texts
+    from mlx_bert.data.masking import Masking, MaskingCollator, text_rows
+    from mlx_bert.tokenizer import Tokenizer
+    from mlx_bert.training.feed import default_collator
+    from mlx_bert.training.masked_lm import MaskedLMObjective, load_masked_lm
+
+    model, tokenizer = load_masked_lm(folder), Tokenizer.from_pretrained(folder)
+    texts = plain_texts(args.data, args)
+    rows = [{**row, "fixed": True} for row in text_rows(texts, tokenizer, args.max_length)]
+    collate = MaskingCollator(default_collator(model, tokenizer, exact=True), tokenizer, Masking())
+    metrics, *_ = run_over(model, MaskedLMObjective(), rows, collate, args)
+    return {"examples": len(texts), "metrics": metrics}
+
+
+def few_shot_classifier_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of a classifier over embeddings."""
+    from mlx_bert.cli.train_few_shot import few_shot_report
+    from mlx_bert.training.few_shot import FewShotClassifier
+
+    classifier = FewShotClassifier.from_pretrained(folder)
+    if args.max_length:
+        classifier.encoder.max_seq_length = args.max_length
+    return few_shot_report(classifier, read_rows_of(args.data, "class", args), args.batch_size)
+
+
+def _plot(report: dict[str, Any], file: str) -> None:
+    from mlx_bert.plots import confusion_png
+
+    path = Path(file)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"[evaluate] expected --plot to end in .png but got {file}.")
+    drawn = {path: report} if "confusion" in report else {
+        path.with_name(f"{path.stem}-{task}.png"): own for task, own in report.get("tasks", {}).items()
+    }  # fmt: skip
+    if not drawn:
+        raise ValueError("[evaluate] --plot draws the confusion matrix of classes: this model has none. Leave it out.")
+    for where, own in drawn.items():
+        confusion_png(own["confusion"], list(own["classes"]), where)

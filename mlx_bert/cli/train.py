@@ -81,6 +81,8 @@ ONLY = {
     "hard_negatives": ("train_embedding",),
     "max_query_length": ("train_cross_encoder",),
     "packed": ("train_masked_lm",),
+    "pair_iterations": ("train_few_shot",),
+    "max_pairs": ("train_few_shot",),
 }
 
 
@@ -126,7 +128,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="multi_task: how often an epoch draws a task: by its size, its root, all alike, or by how hard it is "
         "at present (default: proportional)",
     )  # fmt: skip
-    texts = parser.add_argument_group("embedding, cross_encoder, masked_lm")
+    texts = parser.add_argument_group("embedding, cross_encoder, masked_lm, few_shot")
     add_loss_arguments(texts)
     texts.add_argument(
         "--matryoshka", metavar="SIZES", help="also train embeddings cut to these sizes, such as 384,128"
@@ -152,6 +154,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--whole-words", action=argparse.BooleanOptionalAction, default=True, help="masked_lm: mask whole words"
     )
     texts.add_argument("--packed", action="store_true", help="masked_lm: fill rows with as many texts as fit")
+    texts.add_argument(
+        "--pair-iterations", type=int, metavar="N",
+        help="few_shot: pairs of each kind made of each example; without it all that there are",
+    )  # fmt: skip
+    texts.add_argument("--max-pairs", type=int, metavar="N", help="few_shot: pairs at most")
     run = parser.add_argument_group("training")
     run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
     add_arguments(run)

@@ -1,0 +1,159 @@
+"""Training heads of several tasks over one encoder; the result is a ``MultiheadClassifier``."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_bert.cli.task_options import TaskSource, read_task_parts
+from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
+from mlx_bert.data.labels import LabelMap, class_weights
+from mlx_bert.model import BertWithHead
+from mlx_bert.mtl_training import DifficultySampler, task_difficulties
+from mlx_bert.multihead import MultiheadClassifier
+from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
+from mlx_bert.training.trainer import Trainer
+
+LOSS_OPTIONS = ("use_focal_loss", "focal_gamma", "label_smoothing")
+
+
+class TaskHeads(BertWithHead):
+    """The model of a classifier, saved as the classifier."""
+
+    def __init__(self, classifier: MultiheadClassifier) -> None:
+        super().__init__(classifier.model.bert, classifier.model.head)
+        self._classifier = classifier
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        self._classifier.save(folder)
+
+
+def train(args: argparse.Namespace, settings: Any) -> int:
+    """Read, build, train, print."""
+    from mlx_bert.cli.train_run import callbacks, model_line, print_summary, run
+
+    if args.pair_column:
+        raise ValueError("[train] expected no --pair-column with --task multi_task, whose heads read single texts.")
+    sources = TaskSource.of(args)
+    rows, held_out = read_task_parts(sources, args, settings.seed)
+    labels = {
+        task: _label_map(task, rows, args.train) for task in (task for source in sources for task in source.tasks)
+    }
+    classifier = MultiheadClassifier.new(_config(args, settings, sources), labels, _weights(rows, labels))
+    classifier.is_trained = True  # what is saved from here on is trained
+    length = classifier.config.training.max_length
+    examples = tokenize_examples(_labelled(rows, labels, "training data"), classifier.tokenizer, length)
+    measured = _labelled(held_out, labels, "evaluation data")
+    if measured and settings.metric is None:
+        settings = replace(settings, metric="accuracy")
+    holder: list[Trainer] = []
+
+    def difficulties(epoch: int) -> dict[str, float]:
+        return task_difficulties(holder[0].state.history["epochs"], epoch, list(labels), "error_rate")
+
+    lengths = [token_count(example) for example in examples]
+    if args.task_sampling == "dynamic":
+        if not measured:
+            raise ValueError("[train] expected evaluation data with --task-sampling dynamic but got none. Give --eval.")
+        targets = [example["labels"] for example in examples]
+        sampler: Any = DifficultySampler(targets, lengths, settings.batch_size, settings.seed, difficulties)
+    else:
+        names = [example["source"] for example in examples]
+        sampler = TaskBatches(names, lengths, settings.batch_size, args.task_sampling, settings.seed)
+    trainer = Trainer(
+        TaskHeads(classifier),
+        replace(settings, max_length=length),
+        examples,
+        measured or None,
+        classifier.tokenizer,
+        objective=MultiTaskObjective(),
+        callbacks=callbacks(),
+        sampler=sampler,
+    )
+    holder.append(trainer)
+    lines = {
+        "model": model_line(args.model, classifier.model.bert),
+        "head": f"{len(labels)} tasks, {classifier.config.pooling} pooling, {args.task_sampling} sampling",
+        "evaluation": f"{len(held_out):,} examples" if held_out else "none",
+    }
+    for task, names in labels.items():
+        count = sum(row["label"].get(task) is not None for row in rows)
+        lines[task] = f"{count:,} examples of {len(names)} classes"
+    print_summary(trainer, lines)
+    return run(trainer, args)
+
+
+def _label_map(task: str, rows: list[dict[str, Any]]) -> LabelMap:
+    found = [row["label"][task] for row in rows if row["label"].get(task) is not None]
+    classes = next((row["classes"][task] for row in rows if task in row["classes"]), None)
+    labels = LabelMap(classes) if classes else LabelMap.from_labels(found)
+    if len(labels) < 2:
+        raise ValueError(f"[train] expected at least 2 classes of the task {task} but got {list(labels.names)}.")
+    return labels
+
+
+def _weights(rows: list[dict[str, Any]], labels: dict[str, LabelMap]) -> dict[str, list[float]]:
+    counts = {task: Counter(row["label"].get(task) for row in rows) for task in labels}
+    return {task: class_weights([counts[task][name] for name in names.names]) for task, names in labels.items()}
+
+
+def _labelled(rows: list[dict[str, Any]], labels: dict[str, LabelMap], name: str) -> list[dict[str, Any]]:
+    """Examples with ``labels`` {task: id or -100} of all tasks."""
+    from mlx_bert.data.sources import Problems
+
+    problems, examples = Problems(name), []
+    for row in rows:
+        try:
+            found = {
+                task: IGNORE_INDEX if row["label"].get(task) is None else names.index(row["label"][task])
+                for task, names in labels.items()
+            }
+        except ValueError as error:
+            problems.add(row["line"], str(error))
+            continue
+        examples.append({"text": row["text"], "line": row["line"], "source": row["source"], "labels": found})
+    problems.raise_if_any()
+    return examples
+
+
+def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) -> dict[str, Any]:
+    """The classifier's settings from those of the command."""
+    from mlx_bert.checkpoint import read_json, ready_folder
+    from mlx_bert.encoders import find_encoder
+    from mlx_bert.multihead_config import POOLINGS
+
+    if args.pooling and args.pooling not in POOLINGS:
+        raise ValueError(
+            f"[train] expected --pooling of {', '.join(POOLINGS)} with several tasks but got {args.pooling}."
+        )
+    training = {
+        "model_name": args.model,
+        "max_length": settings.max_length or 128,
+        **{name: getattr(settings, name) for name in ("batch_size", "epochs", "learning_rate", "output_dir", "seed")},
+    }
+    options = dict(args.head_options or {})
+    loss = {name: options.pop(name) for name in LOSS_OPTIONS if name in options}
+    loss["use_class_weights"] = args.class_weights
+    loss["task_weights"] = {task: weight for source in sources for task, weight in source.weights.items()}
+    head: dict[str, Any] = {"hidden_layers": 0, **options}
+    if args.dropout is not None:
+        head["dropout"] = args.dropout
+    if args.hidden_sizes:
+        sizes = {part.strip() for part in str(args.hidden_sizes).split(",")}
+        if len(sizes) != 1 or not min(sizes).isdecimal():
+            raise ValueError(f"[train] expected equal --hidden-sizes with several tasks but got {args.hidden_sizes!r}.")
+        config = read_json(ready_folder(args.model) / "config.json")
+        width = find_encoder(config).Config.from_dict(config).hidden_size
+        head["hidden_layers"] = len(str(args.hidden_sizes).split(","))
+        head["hidden_multiplier"] = (int(min(sizes)) + 1e-6) / width
+    sampling = "proportional" if args.task_sampling == "dynamic" else args.task_sampling
+    return {
+        "training": training,
+        "head": head,
+        "loss": loss,
+        "pooling": args.pooling or "mean",
+        "task_sampling": sampling,
+    }
