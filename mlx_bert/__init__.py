@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mlx_bert import blas
+from mlx_bert import blas, heap  # heap: memory is kept from here on
 
 blas_backend = blas.enable()  # before anything imports mlx.core
 
