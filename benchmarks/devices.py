@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 
@@ -32,25 +33,28 @@ class Chip:
     source: str
 
 
-_APPLE = "Apple's technical specifications (support.apple.com/specs) for cores and bandwidth"
-_CLOCK = "; TFLOP/s: cores x 128 lanes x 2 x clock, clock as reported by powermetrics"
+_APPLE = "cores and bandwidth: Apple's technical specifications (support.apple.com/specs)"
+_CLOCK = "; TFLOP/s: cores x 128 lanes x 2 x 1.398 GHz, the clock as listed at hmc-tech.com/gpu"
+_UNKNOWN = "; TFLOP/s: none, the listed clocks disagree"
 CHIPS: dict[str, Chip] = {
-    "Apple M1": Chip(8, 68.3, 2.6, _APPLE + "; 2.6 TFLOP/s from Apple's newsroom, 10 November 2020"),
-    "Apple M1 Pro": Chip(16, 200, 5.2, _APPLE + "; 5.2 TFLOP/s from Apple's newsroom, 18 October 2021"),
-    "Apple M1 Max": Chip(32, 400, 10.4, _APPLE + "; 10.4 TFLOP/s from Apple's newsroom, 18 October 2021"),
-    "Apple M1 Ultra": Chip(64, 800, 20.8, _APPLE + "; twice an M1 Max"),
-    "Apple M2": Chip(10, 100, 3.6, _APPLE + "; 3.6 TFLOP/s from Apple's newsroom, 6 June 2022"),
+    "Apple M1": Chip(8, 68.3, 2.6, _APPLE + "; TFLOP/s: Apple's newsroom, 10 November 2020"),
+    "Apple M1 Pro": Chip(16, 200, 5.2, _APPLE + "; TFLOP/s: Apple's newsroom, 18 October 2021"),
+    "Apple M1 Max": Chip(32, 400, 10.4, _APPLE + "; TFLOP/s: Apple's newsroom, 18 October 2021"),
+    "Apple M1 Ultra": Chip(64, 800, 20.8, _APPLE + "; TFLOP/s: twice an M1 Max"),
+    "Apple M2": Chip(10, 100, 3.6, _APPLE + "; TFLOP/s: Apple's newsroom, 6 June 2022"),
     "Apple M2 Pro": Chip(19, 200, 6.8, _APPLE + _CLOCK),
     "Apple M2 Max": Chip(38, 400, 13.6, _APPLE + _CLOCK),
-    "Apple M2 Ultra": Chip(76, 800, 27.2, _APPLE + "; twice an M2 Max"),
-    "Apple M3": Chip(10, 100, None, _APPLE),
-    "Apple M3 Pro": Chip(18, 150, None, _APPLE),
-    "Apple M3 Max": Chip(40, 400, None, _APPLE),
-    "Apple M3 Ultra": Chip(80, 819, None, _APPLE),
-    "Apple M4": Chip(10, 120, None, _APPLE),
-    "Apple M4 Pro": Chip(20, 273, None, _APPLE),
-    "Apple M4 Max": Chip(40, 546, None, _APPLE),
-    "Apple M5": Chip(10, 153, None, _APPLE),
+    "Apple M2 Ultra": Chip(76, 800, 27.2, _APPLE + "; TFLOP/s: twice an M2 Max"),
+    "Apple M3": Chip(10, 100, 3.6, _APPLE + _CLOCK),
+    "Apple M3 Pro": Chip(18, 150, 6.4, _APPLE + _CLOCK),
+    "Apple M3 Max": Chip(40, 400, 14.3, _APPLE + _CLOCK),
+    "Apple M3 Ultra": Chip(80, 819, 28.6, _APPLE + "; TFLOP/s: twice an M3 Max"),
+    "Apple M4": Chip(10, 120, None, _APPLE + _UNKNOWN),
+    "Apple M4 Pro": Chip(20, 273, None, _APPLE + _UNKNOWN),
+    "Apple M4 Max": Chip(40, 546, None, _APPLE + _UNKNOWN),
+    "Apple M5": Chip(10, 153, None, "Apple's newsroom, 15 October 2025; no clock published"),
+    "Apple M5 Pro": Chip(20, 307, None, "Apple's press release of March 2026, as in lowyat.net/2026/385170"),
+    "Apple M5 Max": Chip(40, 614, None, "Apple's press release of March 2026, as in lowyat.net/2026/385170"),
 }
 
 
@@ -124,7 +128,10 @@ def power_source() -> str | None:
     if sys.platform == "darwin":
         listed = _output("pmset", "-g", "batt")
         return "battery" if "Battery Power" in listed else "mains" if "AC Power" in listed else None
-    return None
+    supplies = list(Path("/sys/class/power_supply").glob("*/online"))
+    if not supplies:
+        return None
+    return "mains" if any(supply.read_text().strip() == "1" for supply in supplies) else "battery"
 
 
 def memory_bytes() -> int:

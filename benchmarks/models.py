@@ -1,9 +1,28 @@
-"""Which model is measured: a folder, a hub id, or the MiniLM that the demo brings along."""
+"""Which model is measured: a folder, a hub id, the MiniLM that the demo brings along, or made-up weights."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_bert.checkpoint import float_dtype
+from mlx_bert.core import BertCore
+
+# Speed depends on sizes, not on what the weights are.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bert-base": {"model_type": "bert"},
+    "bert-large": {
+        "model_type": "bert",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+    "modernbert-base": {"model_type": "modernbert"},
+}
 
 
 def find_model(name: str | None) -> str:
@@ -23,3 +42,11 @@ def find_model(name: str | None) -> str:
 def label(name: str | None) -> str:
     """What a result calls the model: no paths of this machine."""
     return "all-MiniLM-L6-v2" if name is None else Path(name).name if Path(name).exists() else name
+
+
+def random_core(architecture: str, dtype: str) -> BertCore:
+    """An encoder of ``ARCHITECTURES`` with made-up weights, evaluated. ``"8bit"`` is float32 here, to be packed."""
+    core = BertCore(ARCHITECTURES[architecture]).eval()
+    core.set_dtype(float_dtype("float32" if dtype == "8bit" else dtype))
+    mx.eval(core.parameters())
+    return core

@@ -38,10 +38,20 @@ class Roofline:
 
 
 def measure(config: EncoderConfig, tokens: int = 4096, dtype: mx.Dtype = mx.float32, count: int = 5) -> Roofline:
-    """Measure matrix products at the shapes of a model's layers, a copy, and an empty evaluation.
+    """Measure matrix products at the shapes of a model's layers, a copy, and an empty evaluation."""
+    big = mx.zeros((16, 1024, 1024), dtype=mx.float32)
+    mx.eval(big)
+    copy = min(rounds(lambda: mx.eval(big + 1), count))
+    one = mx.array(1.0)
+    empty = min(rounds(lambda: mx.eval(one + 1), 50))
+    return Roofline(matmul_peak(config, tokens, dtype, count), 2 * big.nbytes / copy, empty)
 
-    The peak takes the best of all rounds and shapes, on one CPU stream with all threads and on several with one each:
-    it must bound whatever the model does.
+
+def matmul_peak(config: EncoderConfig, tokens: int = 4096, dtype: mx.Dtype = mx.float32, count: int = 2) -> float:
+    """Operations a second of the best matrix product at the shapes of a model's layers.
+
+    The best of all rounds and shapes counts, on one CPU stream with all threads and on several with one each: it must
+    bound whatever the model does.
     """
     H, I = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
     best = 0.0
@@ -57,13 +67,8 @@ def measure(config: EncoderConfig, tokens: int = 4096, dtype: mx.Dtype = mx.floa
 
             operations = 2 * rows * inner * columns * used
             with blas.single_threaded() if used > 1 else nullcontext():
-                best = max(best, operations / min(rounds(products, count, warmup=2)))
-    big = mx.zeros((16, 1024, 1024), dtype=mx.float32)
-    mx.eval(big)
-    copy = min(rounds(lambda: mx.eval(big + 1), count))
-    one = mx.array(1.0)
-    empty = min(rounds(lambda: mx.eval(one + 1), 50))
-    return Roofline(best, 2 * big.nbytes / copy, empty)
+                best = max(best, operations / min(rounds(products, count, warmup=1)))
+    return best
 
 
 def model_flops(core: BertCore, lengths: Sequence[int]) -> int:

@@ -1,5 +1,7 @@
 """Texts and tokens a second on ragged and on fixed shapes, and what share of the machine that is.
 
+Every round measures the machine's matrix products first; a row's share of the peak is the median of its rounds.
+
 Dimensions: B batch, L tokens.
 """
 
@@ -7,24 +9,28 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
 from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
-from benchmarks.models import find_model, label
-from benchmarks.timing import rounds
+from benchmarks.models import ARCHITECTURES, find_model, label, random_core
+from benchmarks.timing import seconds
 from mlx_bert import blas
+from mlx_bert.core import BertCore
 from mlx_bert.inference.batching import compute_streams, run_batches
 from mlx_bert.inference.encode import SentenceEncoder
 
-SHAPES = ((32, 128), (8, 512))
+TYPES = ("float32", "float16", "bfloat16", "8bit")
+TOKENS = 4096  # of a fixed shape, and of the matrix products that it is held against
+LENGTHS = (128, 512, 4096)
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
@@ -32,81 +38,161 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=int, default=256, metavar="N", help="texts of the ragged corpus (default: 256)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="as for encode (default: 32)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, the median counts (default: 5)")
+    parser.add_argument(
+        "--types", nargs="+", choices=TYPES,
+        help="types of the weights (default: float32 float16 8bit on a GPU; as loaded on a CPU, which has no fast "
+        "16-bit or packed arithmetic)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--architecture", choices=ARCHITECTURES,
+        help="a model of this size with made-up weights instead of --model: fixed shapes only",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what runs, on which lengths.
+
+    Attributes:
+        what, type: how the row is called.
+        call: runs once, evaluated.
+        lengths: real tokens of each text.
+        operations: that the model needs for them.
+        padding: share of padded tokens.
+        peak_bytes: most memory during a run.
+    """
+
+    what: str
+    type: str
+    call: Callable[[], Any]
+    lengths: Sequence[int]
+    operations: int
+    padding: float = 0.0
+    peak_bytes: int = 0
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result."""
-    encoder = SentenceEncoder.from_pretrained(find_model(args.model), dtype=args.dtype)
-    parameters = [array for _, array in tree_flatten(encoder.core.encoder.parameters())]
-    dtype = next(array.dtype for array in parameters if mx.issubdtype(array.dtype, mx.floating))
-    before = roofline.measure(encoder.core.config, dtype=dtype)
-    texts = ragged_texts(args.texts)
-    rows = [ragged(encoder, texts, args.batch_size, args.rounds)]
-    for batch, length in SHAPES:
-        if length <= encoder.core.config.max_tokens:
-            rows.append(fixed(encoder, batch, length, args.rounds))
-    after = roofline.measure(encoder.core.config, dtype=dtype)
-    best = max(before, after, key=lambda measured: measured.matmul_flops)
-    for row in rows:
-        row["of peak"] = roofline.utilisation(row.pop("operations"), row["seconds"], best.matmul_flops)
-    settings = {
-        "model": label(args.model),
-        "dtype": str(dtype).removeprefix("mlx.core."),
-        "batch_size": args.batch_size,
-    }
-    return report.build("throughput", settings, rows, roofline=asdict(best))
+    if args.rounds < 1:
+        raise ValueError(f"[benchmarks] expected --rounds of at least 1 but got {args.rounds}.")
+    cases, dtypes, config = [], {}, None
+    for kind in chosen_types(args):
+        stored = None if kind == "8bit" else kind
+        encoder = None if args.architecture else SentenceEncoder.from_pretrained(find_model(args.model), dtype=stored)
+        core = random_core(args.architecture, kind or "float32") if encoder is None else encoder.core
+        if kind == "8bit":
+            nn.quantize(core.encoder, group_size=64, bits=8)
+        config, name = core.config, kind or name_of(weight_type(core))
+        dtypes[name] = weight_type(core)
+        if encoder is not None:
+            cases.append(ragged(encoder, ragged_texts(args.texts), args.batch_size, name))
+        cases += [fixed(core, TOKENS // L, L, name) for L in LENGTHS if config.max_tokens >= L]
+    cases = [with_memory(case) for case in cases]
+    taken: list[list[float]] = [[] for _ in cases]
+    peaks: list[dict[str, float]] = []
+    for _ in range(args.rounds):
+        peaks.append({name: roofline.matmul_peak(config, TOKENS, dtype) for name, dtype in dtypes.items()})
+        for each, case in zip(taken, cases, strict=True):
+            each.append(seconds(case.call))
+    best = {name: max(peak[name] for peak in peaks) for name in dtypes}
+    rows = [row(case, each, peaks, best[case.type]) for case, each in zip(cases, taken, strict=True)]
+    machine = replace(roofline.measure(config, TOKENS, next(iter(dtypes.values())), 2), matmul_flops=max(best.values()))
+    settings = {"model": args.architecture or label(args.model), "dtype": ", ".join(dtypes)}
+    settings |= {"batch_size": args.batch_size, "rounds": args.rounds}
+    rounds = [{name: value / 1e9 for name, value in peak.items()} for peak in peaks]
+    return report.build("throughput", settings, rows, roofline=asdict(machine), matmul_gflops_of_rounds=rounds)
 
 
-def ragged(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int, count: int) -> dict[str, Any]:
+def chosen_types(args: argparse.Namespace) -> Iterator[str | None]:
+    """The types to measure; None stands for the type as loaded."""
+    if args.types or args.dtype:
+        yield from args.types or [args.dtype]
+    elif mx.default_device().type == mx.DeviceType.gpu:
+        yield from ("float32", "float16", "8bit")
+    else:
+        yield None
+
+
+def weight_type(core: BertCore) -> mx.Dtype:
+    """The floating type that an encoder computes in."""
+    parameters = [array for _, array in tree_flatten(core.encoder.parameters())]
+    return next(array.dtype for array in parameters if mx.issubdtype(array.dtype, mx.floating))
+
+
+def name_of(dtype: mx.Dtype) -> str:
+    """Such as ``"float32"``."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def ragged(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int, kind: str) -> Case:
     """``encode`` over texts of many lengths, tokenising included."""
     lengths = [len(e) for e in encoder.tokenizer.encode(list(texts), max_length=encoder.max_seq_length)]
-    padded = 0
-    for _, ids in run_batches(
+    batches = run_batches(
         texts,
         encoder.tokenizer,
         lambda batch, _: batch.input_ids,
         batch_size=batch_size,
         max_length=encoder.max_seq_length,
-    ):
-        padded += ids.size
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    taken = statistics.median(rounds(lambda: encoder.encode(texts, batch_size, show_progress_bar=False), count))
-    return _row(encoder, f"ragged, {len(texts)} texts", lengths, taken, 1 - sum(lengths) / padded)
+    )
+    padded = sum(ids.size for _, ids in batches)
+    return Case(
+        f"ragged, {len(texts)} texts",
+        kind,
+        lambda: encoder.encode(texts, batch_size, show_progress_bar=False),
+        lengths,
+        roofline.model_flops(encoder.core, lengths),
+        1 - sum(lengths) / padded,
+    )
 
 
-def fixed(encoder: SentenceEncoder, batch: int, length: int, count: int) -> dict[str, Any]:
-    """The encoder and its modules alone, on one shape without padding; a batch on each stream that ``encode`` uses."""
+def fixed(core: BertCore, batch: int, length: int, kind: str) -> Case:
+    """The encoder alone, on one shape without padding; a batch on each stream that ``encode`` uses."""
     random = np.random.default_rng(0)
     streams = compute_streams()
-    high = encoder.core.config.vocab_size
+    high = core.config.vocab_size
     ids = [mx.array(random.integers(high // 2, high, (batch, length), dtype=np.int32)) for _ in streams]
     mx.eval(ids)
 
     def call() -> None:
         outputs = []
-        for stream, some in zip(streams, ids, strict=True):
-            with mx.stream(stream):
-                outputs.append(encoder.core(some).last_hidden_state.sum(axis=1))
-                mx.async_eval(outputs[-1])
-        mx.eval(outputs)
+        with blas.single_threaded() if len(streams) > 1 else nullcontext():
+            for stream, some in zip(streams, ids, strict=True):
+                with mx.stream(stream):
+                    outputs.append(core(some).last_hidden_state.sum(axis=1))
+                    mx.async_eval(outputs[-1])
+            mx.eval(outputs)
 
+    lengths = [length] * batch * len(streams)
+    return Case(f"{batch} x {length}", kind, call, lengths, roofline.model_flops(core, lengths))
+
+
+def with_memory(case: Case) -> Case:
+    """The case after a first run that does not count, with the memory that it took."""
     mx.clear_cache()
     mx.reset_peak_memory()
-    with blas.single_threaded() if len(streams) > 1 else nullcontext():
-        taken = statistics.median(rounds(call, count))
-    return _row(encoder, f"{batch} x {length}", [length] * batch * len(streams), taken, 0.0)
+    case.call()
+    return replace(case, peak_bytes=mx.get_peak_memory())
 
 
-def _row(encoder: SentenceEncoder, what: str, lengths: Sequence[int], taken: float, padding: float) -> dict[str, Any]:
-    operations = roofline.model_flops(encoder.core, lengths)
+def row(case: Case, taken: Sequence[float], peaks: Sequence[dict[str, float]], best: float) -> dict[str, Any]:
+    """A case's row.
+
+    Raises:
+        ValueError: more operations a second than the best matrix product of all rounds.
+    """
+    middle, best_time = statistics.median(taken), min(taken)
+    roofline.utilisation(case.operations, best_time, best)
+    shares = [case.operations / each / peak[case.type] for each, peak in zip(taken, peaks, strict=True)]
     return {
-        "what": what,
-        "seconds": taken,
-        "texts/s": len(lengths) / taken,
-        "tokens/s": sum(lengths) / taken,
-        "GFLOP/s": operations / taken / 1e9,
-        "padding": padding,
-        "peak MB": mx.get_peak_memory() / 1e6,
-        "operations": operations,
+        "what": case.what,
+        "type": case.type,
+        "seconds": middle,
+        "texts/s": len(case.lengths) / middle,
+        "tokens/s": sum(case.lengths) / middle,
+        "GFLOP/s": case.operations / middle / 1e9,
+        "of peak": statistics.median(shares),
+        "least": min(shares),
+        "most": max(shares),
+        "padding": case.padding,
+        "peak MB": case.peak_bytes / 1e6,
     }

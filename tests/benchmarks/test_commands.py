@@ -12,7 +12,7 @@ from benchmarks.__main__ import VERBS, main, parse
 from mlx_bert.inference.encode import SentenceEncoder
 
 SMALL = {
-    "throughput": ["--texts", "12", "--rounds", "1"],
+    "throughput": ["--texts", "12", "--rounds", "2", "--types", "float32", "8bit"],
     "latency": ["--calls", "2"],
     "memory": ["--calls", "20", "--converting", "60"],
     "load": ["--rounds", "2"],
@@ -31,8 +31,12 @@ def test_each_command(tiny_bert_folder, tmp_path, verb, capsys):
     numbers = [value for row in rows for value in row.values() if isinstance(value, int | float)]
     assert np.isfinite(numbers).all()
     if verb == "throughput":
-        assert rows[0]["what"] == "ragged, 12 texts"
-        assert all(0 < row["of peak"] <= 1.02 for row in rows)
+        assert [(row["what"], row["type"]) for row in rows] == [
+            ("ragged, 12 texts", "float32"),
+            ("ragged, 12 texts", "8bit"),
+        ]
+        assert all(0 < row["least"] <= row["of peak"] <= row["most"] for row in rows)
+        assert [sorted(peaks) for peaks in result["matmul_gflops_of_rounds"]] == [["8bit", "float32"]] * 2
         assert 0 <= rows[0]["padding"] < 0.5
     if verb == "latency":
         assert [row["tokens"] for row in rows] == [8, 16, 32, 64]
