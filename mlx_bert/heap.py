@@ -50,7 +50,8 @@ def as_installed() -> Iterator[None]:
 
 def _set(options: dict[int, int]) -> bool:
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(name, value) == 1 for name, value in options.items()])
+    done = [mallopt(name, value) for name, value in options.items()]  # all of them, whatever the first says
+    return all(result == 1 for result in done)
 
 
 kept = keep_freed_memory()
