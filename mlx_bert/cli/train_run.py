@@ -35,7 +35,7 @@ def label_line(counts: Counter, names: list[str]) -> str:
 
 
 def print_summary(trainer: Any, lines: dict[str, str], unit: str = "examples") -> None:
-    """Say what is about to be trained.
+    """Say what is about to be trained; of several ranks only rank 0 does.
 
     Args:
         trainer: ready to run.
@@ -44,12 +44,16 @@ def print_summary(trainer: Any, lines: dict[str, str], unit: str = "examples") -
     """
     from mlx_bert.training.freezing import apply_freeze, parameter_counts
 
+    if not trainer.world.is_main:
+        return
     settings = trainer.args
-    apply_freeze(trainer.model, settings.freeze)
+    apply_freeze(trainer.model, trainer.phases[-1].freeze)
+    ranks = f", on {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     trainable, total = parameter_counts(trainer.model)
     own = {
         "parameters": f"{trainable:,} trainable of {total:,}",
-        "training": f"{len(trainer.feed.train):,} {unit}, {trainer.total_steps:,} updates in {settings.epochs} epochs",
+        "training": f"{len(trainer.feed.train):,} {unit}, {trainer.total_steps:,} updates in {settings.epochs} epochs"
+        f"{ranks}",
     }
     known = {"model": lines.pop("model"), **({"head": lines.pop("head")} if "head" in lines else {})}
     for name, value in {**known, **own, **lines, "output": settings.output_dir}.items():
@@ -81,9 +85,13 @@ def run(trainer: Any, args: argparse.Namespace, extra: dict[str, Any] | None = N
     try:
         result = trainer.train(resume=args.resume)
     except TrainingInterrupted as stopped:
-        print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
-              file=sys.stderr)  # fmt: skip
+        if trainer.world.is_main:
+            print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
+                  file=sys.stderr)  # fmt: skip
+        trainer.world.barrier()  # a launcher ends the other ranks when one ends: let it be said first
         return 130
+    if not trainer.world.is_main:
+        return 0
     print()
     if result.best_step is None:
         print(f"Trained {result.steps} updates in {result.seconds:.1f} s.")
