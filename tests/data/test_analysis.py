@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from mlx_bert.data.analysis import analyze_dataset, column_kind
+from mlx_bert.data.analysis import DatasetAnalysis, analyze_dataset, column_kind
 
 
 def rows(target: str, values: list, **columns: list) -> list[dict]:
@@ -106,3 +106,108 @@ def test_reads_csv(tmp_path):
         writer.writeheader()
         writer.writerows(rows("label", NAMES * 4))
     assert analyze_dataset(tmp_path / "a.csv").classes == sorted(NAMES)
+
+
+def found(count: int, distribution: dict[str, int] | None = None, **fields) -> DatasetAnalysis:
+    """An analysis of so many rows, without the rows."""
+    counts = distribution or {}
+    return DatasetAnalysis(
+        "multiclass_classification", "why", count, 2, ["label"], max(1, len(counts)), list(counts), counts, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "dropout", "pooling", "frozen"),
+    [
+        (999, 16, 0.2, False, 6),
+        (1000, 16, 0.2, False, 0),
+        (4999, 16, 0.2, False, 0),
+        (5000, 32, 0.2, False, 0),
+        (5001, 32, 0.2, True, 0),
+        (10_000, 32, 0.2, True, 0),
+        (10_001, 32, 0.1, True, 0),
+        (100_000, 32, 0.1, True, 0),
+        (100_001, 64, 0.1, True, 0),
+    ],
+)
+def test_where_recommendations_change(count, batch, dropout, pooling, frozen):
+    analysis = found(count)
+    options = {"dropout_prob": dropout} | ({"pooling_type": "attention"} if pooling else {})
+    assert analysis.recommended_batch_size == batch
+    assert analysis.recommended_head_options() == options
+    assert analysis.recommended_frozen_layers(12) == frozen
+
+
+def test_a_tenth_of_the_commonest_is_unbalanced():
+    assert not found(110, {"a": 100, "b": 10}).is_balanced
+    assert found(111, {"a": 100, "b": 11}).is_balanced
+
+
+def test_the_report_line_by_line():
+    counts = {name: number for number, name in enumerate("abcdefghi", start=50)}
+    report = str(found(486, counts, text_columns=["review", "title"], id_columns=["id"]))
+    assert report.splitlines() == [
+        "task: multiclass_classification (why)",
+        "target: label, 9 classes",
+        "rows: 486, other columns: 2",
+        "text columns: review, title",
+        "id columns: id",
+        "balanced: i 58, h 57, g 56, f 55, e 54, d 53, c 52, b 51",
+        "recommended: batch 16, learning rate 2e-05",
+    ]
+    assert "unbalanced: a 90, b 3" in str(found(93, {"a": 90, "b": 3}))
+    assert str(found(9)).splitlines()[1:] == [
+        "target: label, 1 value",
+        "rows: 9, other columns: 2",
+        "recommended: batch 16, learning rate 2e-05",
+    ]
+
+
+def test_counts_of_flags_and_of_other_columns():
+    analysis = analyze_dataset(rows("joy", [0, 1, 1, 1], anger=[1, 0, 0, 0], fear=["x", "y", "x", "y"]), "joy")
+    assert analysis.num_features == 3
+    analysis = analyze_dataset(rows("joy", [0, 1, 1, 1], anger=[1, 0, 0, 0]))
+    assert analysis.class_distribution == {"anger": 1, "joy": 3}
+    assert analysis.num_features == 1
+
+
+def test_whole_numbers_of_other_tools_are_names_too():
+    assert analyze_dataset(rows("label", [1.0, 2.0, 5.0] * 4)).classes == ["1", "2", "5"]
+
+
+def test_how_many_values_are_classes():
+    assert analyze_dataset(rows("label", list(range(10)) * 2)).competition_type == "multiclass_classification"
+    assert analyze_dataset(rows("label", list(range(11)) * 2)).competition_type == "regression"
+    names = [f"name {number}" for number in range(10)]
+    assert analyze_dataset(rows("label", names * 2)).num_classes == 10  # half as many as rows
+    with pytest.raises(ValueError, match="has 10 different texts in 19 rows, too many"):
+        analyze_dataset(rows("label", (names * 2)[:19]))
+    assert analyze_dataset(rows("label", NAMES)).num_classes == 3
+    with pytest.raises(ValueError, match="has 4 different texts in 4 rows, too many"):
+        analyze_dataset(rows("label", names[:4]))
+    many = [f"name {number}" for number in range(1001)]
+    assert analyze_dataset(rows("label", many[:1000] * 2)).num_classes == 1000
+    with pytest.raises(ValueError, match="has 1001 different texts"):
+        analyze_dataset(rows("label", many * 2))
+
+
+def test_a_lone_column_is_no_target(tmp_path):
+    with pytest.raises(ValueError, match="found no target among the columns flag"):
+        analyze_dataset([{"flag": 0}, {"flag": 1}])
+    (tmp_path / "a.csv").write_text("text,other\nsome words,more words\nfurther words,other words\n")
+    with pytest.raises(ValueError, match=r"a.csv has no column 'x'. It has text, other"):
+        analyze_dataset(tmp_path / "a.csv", "x")
+    with pytest.raises(ValueError, match="the data has no column 'x'"):
+        analyze_dataset([{"a": 1}], "x")
+    with pytest.raises(ValueError, match="the data has no rows"):
+        analyze_dataset([{}])
+
+
+def test_where_names_become_text():
+    four = ["a", "b", "c", "d"]
+    assert column_kind("colour", [*four, "a"]) == "categorical"  # four fifths are different
+    assert column_kind("colour", [*four, "e", "a"]) == "text"
+    assert column_kind("colour", ["x" * 50] * 9) == "categorical"
+    assert column_kind("colour", [*["x" * 50] * 8, "x" * 52]) == "text"
+    assert column_kind("width", [*range(1000), "wide"]) == "numerical"  # the first thousand decide
+    assert column_kind("width", [*range(999), "wide"]) == "text"
