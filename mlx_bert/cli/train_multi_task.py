@@ -39,9 +39,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         raise ValueError("[train] expected no --pair-column with --task multi_task, whose heads read single texts.")
     sources = TaskSource.of(args)
     rows, held_out = read_task_parts(sources, args, settings.seed)
-    labels = {
-        task: _label_map(task, rows, args.train) for task in (task for source in sources for task in source.tasks)
-    }
+    labels = {task: _label_map(task, rows) for source in sources for task in source.tasks}
     classifier = MultiheadClassifier.new(_config(args, settings, sources), labels, _weights(rows, labels))
     classifier.is_trained = True  # what is saved from here on is trained
     length = classifier.config.training.max_length
