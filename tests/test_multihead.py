@@ -47,7 +47,9 @@ def settings(folder, out, **groups) -> dict:
 
 @pytest.fixture(scope="module")
 def trained(tiny_bert_folder, tmp_path_factory) -> MultiheadClassifier:
-    classifier = MultiheadClassifier(settings(tiny_bert_folder, tmp_path_factory.mktemp("runs")))
+    classifier = MultiheadClassifier(
+        settings(tiny_bert_folder, tmp_path_factory.mktemp("runs"), training={"epochs": 6}, eval={"patience": 0})
+    )
     classifier.train(DATA, progress=False)
     return classifier
 
@@ -294,3 +296,18 @@ def test_nothing_works_untrained(tmp_path):
         classifier.save(tmp_path)
     with pytest.raises(RuntimeError, match="add_task needs a trained model"):
         classifier.add_task("a", [])
+
+
+def test_validation_and_analysis_of_data_of_ones_own(tiny_bert_folder, tmp_path):
+    classifier = MultiheadClassifier(settings(tiny_bert_folder, tmp_path, training={"epochs": 1, "test_size": 0.0}))
+    held_out = {"sentiment": [{"text": "so good", "label": "good"}, {"text": "so bad", "label": "bad"}]}
+    classifier.train(DATA, progress=False, validation=held_out)
+    assert [example["text"] for example in classifier._splits["validation"]] == ["so good", "so bad"]
+    assert len(classifier._splits["train"]) == sum(map(len, DATA.values()))
+    assert classifier.analyze("validation", ["sentiment"]) == classifier.analyze(data=held_out)
+    with pytest.raises(ValueError, match="'fair'"):
+        classifier.train(
+            DATA, validation={"sentiment": [{"text": "a", "label": "good"}, {"text": "b", "label": "fair"}]}
+        )
+    with pytest.raises(ValueError, match="expected task to be one of sentiment, colour but got 'taste'"):
+        classifier.train(DATA, validation={"taste": MINIMAL["sentiment"]})
