@@ -29,7 +29,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the data sets, laid out as below")
     parser.add_argument("--only", metavar="NAMES", help="recipes, joined by commas (default: all whose data is there)")
-    parser.add_argument("--limit", type=int, metavar="N", help="take the first N rows of every file, to try things")
+    parser.add_argument("--limit", type=int, metavar="N", help="take N rows of every file, to try things")
     sets = "\n".join(f"  {name + '/':<16} {fields}" for name, fields in LAYOUT.items())
     recipes = "\n".join(f"  {name:<16} {recipe.what} ({', '.join(recipe.data)})" for name, recipe in RECIPES.items())
     parser.epilog = (
