@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -183,3 +184,38 @@ def test_fingerprints_tell_models_apart(tiny_bert_folder, tmp_path):
     assert changed != before
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-4] + b"\0\0\0\1")
     assert fingerprint(copy) not in (before, changed)
+
+
+class TwoProcesses:
+    """A group of which this process is the first, and the other sends what ``other`` makes of our own."""
+
+    def __init__(self, monkeypatch, other):
+        monkeypatch.setattr(mx.distributed, "all_gather", lambda x, group: mx.concatenate([x, other(x)]))
+
+    def rank(self):
+        return 0
+
+    def size(self):
+        return 2
+
+
+def test_processes_that_differ_are_refused(texts, monkeypatch):
+    job = EmbeddingJob(TextFiles(texts), texts.with_name("out.npy"), {}, 20, TwoProcesses(monkeypatch, lambda x: x + 1))
+    with pytest.raises(ValueError, match="the processes have different models, options or input files"):
+        job.run(lambda: look_up)
+    assert not job.folder.exists()
+
+
+def test_an_odd_number_of_windows_is_shared(texts, monkeypatch):
+    """Six windows for two, then one that is missing for two: the second process has nothing to do."""
+    group = TwoProcesses(monkeypatch, lambda x: x)
+    job = EmbeddingJob(TextFiles(texts), texts.with_name("out.npy"), {}, 20, group)
+    seen = []
+    job.run(lambda: lambda texts: seen.append(len(texts)) or look_up(texts))
+    assert seen == [20, 20, 20]
+    for number in (1, 3):  # in truth the other's work, which the stand-in cannot do
+        np.save(job.folder / f"window-{number:08d}.npy", VECTORS[number * 20 :][:20])
+    (job.folder / "window-00000005.npy").unlink()
+    job.run(lambda: look_up)
+    assert job.finish() == 110
+    np.testing.assert_array_equal(np.load(texts.with_name("out.npy")), VECTORS)
