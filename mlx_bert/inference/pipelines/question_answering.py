@@ -218,7 +218,5 @@ def _characters(encoding: Encoding, first: int, last: int, align: bool) -> tuple
     """Where a span of tokens stands in the context; with ``align`` the words that it touches."""
     if align:
         words = encoding.token_to_word(first), encoding.token_to_word(last)
-        places = [None if word is None else encoding.word_to_chars(word, CONTEXT) for word in words]
-        if None not in places:
-            return places[0][0], places[1][1]
+        return encoding.word_to_chars(words[0], CONTEXT)[0], encoding.word_to_chars(words[1], CONTEXT)[1]
     return encoding.offsets[first][0], encoding.offsets[last][1]
