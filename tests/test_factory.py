@@ -3,13 +3,15 @@
 import mlx.core as mx
 import pytest
 
-from heads import HEADS, CompetitionType, HeadType
+from heads import HEADS, CompetitionType, HeadConfig, HeadType
 from mlx_bert import (
     BertCore,
     BertWithHead,
+    create_bert_core,
     create_bert_for_competition,
     create_bert_for_task,
     create_bert_from_dataset,
+    create_bert_with_head,
     create_model,
 )
 from mlx_bert.encoders.modernbert import Config as ModernBertConfig
@@ -92,3 +94,54 @@ def test_create_bert_from_dataset(tmp_path, tiny_bert_folder, capsys):
     assert type(model.head) is HEADS["binary_classification"]
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
         create_bert_from_dataset(tmp_path / "none.csv")
+
+
+def frozen_layers(model) -> list[bool]:
+    return [layer.trainable_parameters()["mlp"]["up"] == {} for layer in model.bert.encoder.layers]
+
+
+def test_what_stays_fixed(tmp_path, tiny_bert_folder):
+    head = {"head_type": "multiclass_classification", "config": SMALL}
+    assert frozen_layers(create_model("classifier", **head)) == [False, False]
+    assert frozen_layers(create_model("classifier", freeze_bert=True, **head)) == [True, True]
+    assert frozen_layers(create_model("classifier", freeze_bert_layers=1, **head)) == [True, False]
+    assert frozen_layers(create_bert_for_task("ranking", bert_config=SMALL, freeze_bert=True)) == [True, True]
+    task = CompetitionType.REGRESSION
+    assert frozen_layers(create_bert_for_task(task, bert_config=SMALL, freeze_bert=True)) == [True, True]
+    write_csv(tmp_path / "data.csv", 30)
+    assert frozen_layers(create_bert_from_dataset(tmp_path / "data.csv", bert_config=SMALL)) == [False, False]
+    chosen = create_bert_from_dataset(tmp_path / "data.csv", tiny_bert_folder, freeze_bert_layers=2)
+    assert frozen_layers(chosen) == [True, True]
+    free = create_bert_from_dataset(tmp_path / "data.csv", tiny_bert_folder, freeze_bert=False)
+    assert frozen_layers(free) == [False, False]
+
+
+def test_a_bare_encoder_takes_no_head():
+    for options in ({"head_config": {"head_type": "regression"}}, {"freeze_bert": True}, {"freeze_bert_layers": 0}):
+        with pytest.raises(ValueError, match="expected no head for model_type 'standard'"):
+            create_model("standard", config=SMALL, **options)
+
+
+def test_which_setting_wins(tmp_path, tiny_bert_folder):
+    default = create_bert_with_head(SMALL)
+    assert type(default.head) is HEADS["binary_classification"]
+    config = HeadConfig("regression", 32, 1, dropout_prob=0.3)
+    given = create_bert_with_head(SMALL, config, head_type="ranking", dropout_prob=0.4)
+    assert (given.head.head_type, given.head.config.dropout_prob, config.dropout_prob) == ("regression", 0.4, 0.3)
+    part = {"head_type": "multiclass_classification", "output_size": 5, "dropout_prob": 0.3}
+    given = create_bert_with_head(SMALL, part, num_labels=7, dropout_prob=0.4, id2label={0: "x"})
+    assert (given.head.config.output_size, given.head.config.dropout_prob) == (5, 0.4)
+    assert given.head.config.input_size == 32
+    assert given.id2label == {0: "x"}
+    del part["output_size"]
+    assert create_bert_with_head(SMALL, part, num_labels=7).head.config.output_size == 7
+    write_csv(tmp_path / "data.csv", 30)
+    named = create_bert_from_dataset(tmp_path / "data.csv", bert_config=SMALL, id2label={0: "x", 1: "y", 2: "z"})
+    assert named.id2label == {0: "x", 1: "y", 2: "z"}
+    told = create_bert_from_dataset(tmp_path / "data.csv", bert_config=SMALL, target_column="label")
+    assert told.analysis.target_columns == ["label"]
+    assert create_bert_core(config=ModernBertConfig(**SMALL), hidden_size=64).get_hidden_size() == 64
+    assert create_bert_core(model_type="modernbert", **SMALL).config.model_type == "modernbert"
+    assert create_bert_core(**SMALL).config.model_type == "bert"
+    hybrid = create_model("cnn_hybrid", pretrained_path=tiny_bert_folder)
+    assert hybrid.config.model_type == "cnn_hybrid"
