@@ -78,6 +78,8 @@ class Embeddings(nn.Module):
         super().__init__()
         self.pad = config.pad_token_id
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Standard deviation 1, as in torch: MLX's own 1 / sqrt(D) leaves words too faint beside the sinusoids to learn.
+        self.word.weight = mx.random.normal(self.word.weight.shape)
         self.word.weight[self.pad] = 0
         self._positions = sinusoids(config.max_position_embeddings, config.hidden_size)  # private: not a parameter
 

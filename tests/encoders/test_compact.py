@@ -145,3 +145,10 @@ def test_impossible_sizes_are_refused():
 
 def test_half_precision(assert_half_precision):
     assert_half_precision(SMALL)
+
+
+def test_new_words_are_as_loud_as_positions():
+    model = Model(Config(vocab_size=500, pad_token_id=3))
+    words = np.array(model.embeddings.word.weight)
+    assert np.delete(words, 3, axis=0).std() == pytest.approx(1.0, abs=0.05)
+    assert not words[3].any()
