@@ -10,7 +10,7 @@ examples:
   cat texts.txt | mlx-bert predict --model reviews-model --top-k 3 --format jsonl
   mlx-bert predict --model ner-model "Ada Lovelace lived in London."
   mlx-bert predict --model qa-model "Who lived in London?" --context "Ada Lovelace lived in London."
-  mlx-bert predict --model reranker --task cross_encoder --input pairs.jsonl"""
+  mlx-bert predict --model reranker --input pairs.jsonl"""
 
 from __future__ import annotations
 
@@ -284,6 +284,9 @@ def _line(row: dict[str, Any]) -> str:
         return ", ".join(f"{task} {row[task]} {row[f'{task}_confidence']:.4f}" for task in tasks) + f"  {text}"
     if "score" in row:
         return f"{row['score']:10.4f}  {text}"
+    if "candidates" in row:
+        places = [", ".join(f"{word} {score:.4f}" for word, score in place.items()) for place in row["candidates"]]
+        return " | ".join(places) + f"  {text}"
     if "value" in row:
         values = row["value"] if isinstance(row["value"], list) else [row["value"]]
         return "  ".join(f"{value:10.4f}" for value in values) + f"  {text}"

@@ -61,7 +61,7 @@ RECIPES = {
 }
 POOLINGS = ("cls", "mean", "max", "attention", "weighted_mean", "last")
 TASK_SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
-# Options that only some tasks have: destination -> the recipes that do.
+# Options that only some tasks have: destination -> the recipes that do. Others must not be given: none is ignored.
 ONLY = {
     "hidden_sizes": ("train_head", "train_multi_task"),
     "dropout": ("train_head", "train_multi_task"),
@@ -81,6 +81,13 @@ ONLY = {
     "hard_negatives": ("train_embedding",),
     "max_query_length": ("train_cross_encoder",),
     "packed": ("train_masked_lm",),
+    "mask_probability": ("train_masked_lm",),
+    "whole_words": ("train_masked_lm",),
+    "batch_sampler": ("train_embedding",),
+    "largest_score": ("train_embedding", "train_cross_encoder"),
+    "max_answer_length": ("train_head",),
+    "task_sampling": ("train_multi_task",),
+    "eval_size": ("train_head", "train_multi_task", "train_embedding", "train_cross_encoder", "train_masked_lm"),
     "pair_iterations": ("train_few_shot",),
     "max_pairs": ("train_few_shot",),
 }
@@ -178,8 +185,12 @@ def main(args: argparse.Namespace) -> int:
         if not getattr(args, name) and not (name == "train" and own_files):
             raise ValueError(f"[train] expected --{name} but got none. Give it, or {name} in the file of --config.")
     recipe = RECIPES[args.task or "multiclass_classification"]
+    options = {action.dest: action for action in option_parser()._actions}
     for name, recipes in ONLY.items():
-        if getattr(args, name) not in (None, False) and recipe not in recipes:
-            raise ValueError(f"[train] --{name.replace('_', '-')} has no meaning for --task {args.task}. Leave it out.")
+        if getattr(args, name) != options[name].default and recipe not in recipes:
+            option = options[name].option_strings[0]
+            raise ValueError(f"[train] expected no {option} with --task {args.task}: it has no meaning there.")
     settings = TrainingArgs(**given_arguments(args))
+    if "weight" in (args.columns or {}) and (recipe != "train_head" or settings.sampling != "weighted"):
+        raise ValueError("[train] expected --sampling weighted and a task of one head with a column of weights.")
     return importlib.import_module(f"mlx_bert.cli.{recipe}").train(args, settings)

@@ -49,7 +49,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         "evaluation": f"{len(held_out):,} examples" if held_out else "none",
     }
     print_summary(trainer, lines)
-    try_it = f"mlx-bert predict --model {settings.output_dir} --task cross_encoder --input pairs.jsonl"
+    try_it = f"mlx-bert predict --model {settings.output_dir} --input pairs.jsonl"
     return run(trainer, args, {"loss": loss}, try_it)
 
 

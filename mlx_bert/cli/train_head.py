@@ -74,7 +74,10 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     if kind in WINDOWED:
         lines["texts"] = f"{len(rows):,}, in windows"
     print_summary(trainer, lines, "windows" if kind in WINDOWED else "examples")
-    resolved = {"model": source, "task": None if base else head, "labels": None if base else names}
+    resolved: dict[str, Any] = {"model": source}
+    if base is None:
+        resolved |= {"task": head, "labels": names, "dropout": model.head.config.dropout_prob}
+        resolved |= {} if kind in WINDOWED else {"pooling": str(model.head.config.pooling_type)}
     return run(trainer, args, resolved, _try_it(kind, settings.output_dir))
 
 

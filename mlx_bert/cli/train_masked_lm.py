@@ -45,7 +45,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     }
     print_summary(trainer, lines, "rows")
     mask = next(t for t in ("[MASK]", "<mask>") if trainer.tokenizer.fast.token_to_id(t) is not None)
-    try_it = f'mlx-bert predict --model {settings.output_dir} --task masked_lm "some {mask} text"'
+    try_it = f'mlx-bert predict --model {settings.output_dir} "some {mask} text"'
     return run(trainer, args, try_it=try_it)
 
 

@@ -12,7 +12,7 @@ from mlx_bert.cli.config_file import CONFIG_FILE, resolved
 
 SHOWN_LABELS = 12
 COLUMNS = ("accuracy", "f1_macro", "entity_f1", "exact_match", "f1", "rmse", "r2", "qwk", "spearman_cosine",
-           "cosine_accuracy", "ndcg@10", "average_precision", "spearman", "perplexity")  # fmt: skip
+           "cosine_accuracy", "cosine_ndcg@10", "ndcg@10", "average_precision", "spearman", "perplexity")  # fmt: skip
 
 
 def callbacks() -> list[Any]:

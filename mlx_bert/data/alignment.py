@@ -164,7 +164,7 @@ def tag_windows(
                     "labels": labels,
                     "row": number,
                     "words": owned,
-                    **({"line": row["line"]} if "line" in row else {}),
+                    **{name: row[name] for name in ("line", "weight") if name in row},
                 }
             )
     problems.raise_if_any()

@@ -61,7 +61,7 @@ def question_windows(
                     "token_type_ids": np.array(window.type_ids, dtype=np.int32),
                     "labels": {"start_positions": first, "end_positions": last},
                     "row": number,
-                    **({"line": row["line"]} if "line" in row else {}),
+                    **{name: row[name] for name in ("line", "weight") if name in row},
                     **({"encoding": window, "source": row} if keep else {}),
                 }
             )
