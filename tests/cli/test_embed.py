@@ -188,7 +188,7 @@ def many(tmp_path_factory):
 def whole(tiny_bert_folder, many):
     """What an undisturbed run writes."""
     path = many.with_name("whole.npy")
-    assert embed(tiny_bert_folder, "--input", many, "--output", path, "--window", 20) == 0
+    assert embed(tiny_bert_folder, "--input", many, "--output", path, "--window", 40) == 0
     return path.read_bytes()
 
 
@@ -209,22 +209,22 @@ def kill_when_started(process, folder, windows=3):
 
 def test_a_killed_job_is_resumed_with_the_same_bits(tiny_bert_folder, many, whole, tmp_path, capsys):
     output, partial = tmp_path / "out.npy", tmp_path / "out.npy.partial"
-    arguments = ["--input", many, "--output", output, "--window", 20]
+    arguments = ["--input", many, "--output", output, "--window", 40]
     process = subprocess.Popen(command(tiny_bert_folder, *arguments), start_new_session=True)
     kill_when_started(process, partial)
     assert not output.exists()
     done = len(list(partial.glob("window-*.npy")))
-    assert 3 <= done < 150
-    (partial / ".window-00000149.npy.half").write_bytes(b"half")
+    assert 3 <= done < 75
+    (partial / ".window-00000074.npy.half").write_bytes(b"half")
     assert embed(tiny_bert_folder, *arguments) == 2
     assert (
-        f"out.npy.partial holds {20 * done:,} of 3,000 embeddings of a job that did not finish"
+        f"out.npy.partial holds {40 * done:,} of 3,000 embeddings of a job that did not finish"
         in capsys.readouterr().err
     )
     assert embed(tiny_bert_folder, *arguments, "--resume", "--normalize") == 2
     assert "holds work of another job: normalize_embeddings was False and is True" in capsys.readouterr().err
     assert embed(tiny_bert_folder, *arguments, "--resume") == 0
-    assert f"{20 * done:,} of 3,000 embeddings are done already" in capsys.readouterr().err
+    assert f"{40 * done:,} of 3,000 embeddings are done already" in capsys.readouterr().err
     assert output.read_bytes() == whole
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.npy"]
 
@@ -241,7 +241,7 @@ def launched(folder, *arguments):
 def test_two_processes_share_a_job(tiny_bert_folder, many, whole, tmp_path):
     """Equal to one process's result, also after a kill of both."""
     output, partial = tmp_path / "out.npy", tmp_path / "out.npy.partial"
-    arguments = ["--input", many, "--output", output, "--window", 20]
+    arguments = ["--input", many, "--output", output, "--window", 40]
     run = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(launched(tiny_bert_folder, *arguments), start_new_session=True, **run)
     kill_when_started(process, partial)
