@@ -130,7 +130,7 @@ def analyze_dataset(
     """Find target and task of a table.
 
     Args:
-        source: a ``.csv``, ``.tsv`` or ``.jsonl`` file, or dicts.
+        source: a file, folder or data set as :func:`mlx_bert.data.sources.read_rows` takes it, or dicts.
         target_column: the target; None to find it.
 
     Raises:

@@ -192,7 +192,7 @@ class Feed:
                 )
             return weights
         labels = [example["labels"] for example in self.train]
-        if any(np.ndim(label) or not float(label).is_integer() for label in labels):
+        if any(isinstance(label, dict) or np.ndim(label) or not float(label).is_integer() for label in labels):
             raise ValueError("[Trainer] expected one class per example with sampling 'class_balanced'. Use 'shuffle'.")
         return balanced_weights([int(label) for label in labels])
 

@@ -77,12 +77,13 @@ def test_wrong_tags(tags, message, byte_tokenizer):
 def test_windows_of_tagged_texts(tiny_bert_folder):
     tokenizer = Tokenizer.from_pretrained(tiny_bert_folder)
     names = ["O", "B-X", "I-X"]
-    rows = [{"text": "the zq dog is xyz", "tags": ["O", "B-X", "I-X", "O", "B-X"]}]
+    rows = [{"text": "the zq dog is xyz", "tags": ["O", "B-X", "I-X", "O", "B-X"], "line": 3, "weight": 2.0}]
     (whole,) = tag_windows(rows, tokenizer, names)
     assert [tokenizer.fast.id_to_token(int(token)) for token in whole["input_ids"]] == [
         "[CLS]", "the", "z", "##q", "dog", "is", "x", "##y", "##z", "[SEP]",
     ]  # fmt: skip
     assert whole["labels"].tolist() == [-100, 0, 1, -100, 2, 0, 1, -100, -100, -100]
+    assert (whole["line"], whole["weight"], whole["row"]) == (3, 2.0, 0)
     assert whole["words"] == [(0, 1), (1, 2), (2, 4), (3, 5), (4, 6)]
     (every,) = tag_windows(rows, tokenizer, names, every_token=True)
     assert every["labels"].tolist() == [-100, 0, 1, 2, 2, 0, 1, 2, 2, -100]

@@ -18,3 +18,10 @@ def test_weights_of_examples_say_how_often_they_are_drawn(toy, tmp_path):
         wrong = [{**e, "weight": w} for e, w in zip(examples, weights, strict=True)]
         with pytest.raises(ValueError, match="expected a weight in every example, not all 0"):
             Trainer(toy.model(), args, wrong, tokenizer=toy.tokenizer)
+
+
+def test_answers_have_no_classes_to_balance(toy, tmp_path):
+    args = TrainingArgs(output_dir=str(tmp_path), sampling="class_balanced", progress=False)
+    answers = [{"input_ids": [1, 2], "labels": {"start_positions": 0, "end_positions": 1}}]
+    with pytest.raises(ValueError, match="expected one class per example with sampling 'class_balanced'"):
+        Trainer(toy.model(), args, answers)
