@@ -28,6 +28,7 @@ from mlx_bert import blas
 from mlx_bert.tokenizer import Batch, Tokenizer
 
 TOKENS_PER_TEXT = 128  # one of batch_size texts is taken to be this long: the budget is batch_size times it
+CPU_BUDGET = 1024  # tokens of a batch on a CPU: what it computes with stays in the caches, and the cores end together
 WINDOW_BATCHES = 16  # batches tokenised at a time; a larger window pads less, a smaller one starts sooner
 BUCKET = 8  # rows are padded to a multiple of this many tokens
 MAX_STREAMS = 8  # each has a batch in memory
@@ -133,6 +134,12 @@ def round_up(length: int, bucket: int) -> int:
     return max(1, -(-length // bucket)) * bucket
 
 
+def token_budget(batch_size: int) -> int:
+    """Tokens of a batch for a ``batch_size``, which a CPU takes as a bound only."""
+    budget = batch_size * TOKENS_PER_TEXT
+    return min(budget, CPU_BUDGET) if mx.default_device() == mx.Device(mx.cpu) else budget
+
+
 def compute_streams() -> list[mx.Stream]:
     """Where batches run, in turn.
 
@@ -176,7 +183,7 @@ def run_batches(
         tokenizer: see :class:`mlx_bert.tokenizer.Tokenizer`.
         forward: a padded batch and its encodings to arrays, not yet evaluated (any tree of lists and dicts).
         batch_size: a batch holds as many tokens as this many texts of 128: more texts when they are shorter, fewer when
-            they are longer.
+            they are longer. On a CPU never more than :data:`CPU_BUDGET` tokens.
         max_length: longer texts are truncated to this many tokens; None for the tokenizer's bound.
         progress: advanced by the texts of each finished batch.
 
@@ -189,7 +196,7 @@ def run_batches(
     """
     if batch_size < 1:
         raise ValueError(f"[encode] expected batch_size of at least 1 but got {batch_size}.")
-    budget = batch_size * TOKENS_PER_TEXT
+    budget = token_budget(batch_size)
     size = [len(text) for text in texts]
     if pairs is not None:
         size = [first + len(second) for first, second in zip(size, pairs, strict=True)]
@@ -199,33 +206,38 @@ def run_batches(
         second = None if pairs is None else [pairs[i] for i in window]
         return tokenizer.encode([texts[i] for i in window], second, max_length)
 
-    def start(chosen: list[Encoding], turn: int) -> tuple[Any, int]:
-        streams = compute_streams()
-        with mx.stream(streams[turn % len(streams)]):
-            output = forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen)
-            mx.async_eval(_arrays(output))
-        return output, len(streams)
+    def start(group: list[list[Encoding]]) -> list[Any]:
+        outputs = []
+        for chosen, stream in zip(group, compute_streams(), strict=False):
+            with mx.stream(stream):
+                outputs.append(forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen))
+        # In one call: MLX queues about 100 operations ahead, fewer than a batch has, and takes them in turn only from
+        # what is evaluated together. Batch after batch, the second stream would wait for most of the first batch.
+        mx.async_eval([_arrays(output) for output in outputs])
+        return outputs
 
     windows = list(_windows(order, size, budget * WINDOW_BATCHES))
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
         pool = stack.enter_context(ThreadPoolExecutor(1)) if len(windows) > 1 else None
         following = None
-        flying: deque[tuple[list[int], Any]] = deque()
+        flying: deque[list[tuple[list[int], Any]]] = deque()
         for number, window in enumerate(windows):
             encodings = following.result() if following else tokenise(window)
             following = pool.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
             plan = plan_batches([len(encoding) for encoding in encodings], budget)
             if number == 0 and len(windows) + len(plan) > 2:  # a batch alone may have all threads
                 stack.enter_context(blas.single_threaded())
-            for turn, rows in enumerate(plan):
-                chosen = [encodings[row] for row in rows]
-                output, width = on_device(partial(start, chosen, turn))
-                flying.append(([window[row] for row in rows], output))
-                if len(flying) > width:
-                    yield _land(flying.popleft(), progress)
+            width = on_device(lambda: len(compute_streams()))
+            for first in range(0, len(plan), width):
+                group = plan[first : first + width]
+                outputs = on_device(partial(start, [[encodings[row] for row in rows] for rows in group]))
+                places = [[window[row] for row in rows] for rows in group]
+                flying.append(list(zip(places, outputs, strict=True)))
+                if len(flying) > 1:
+                    yield from _land(flying.popleft(), progress)
         while flying:
-            yield _land(flying.popleft(), progress)
+            yield from _land(flying.popleft(), progress)
 
 
 def _windows(order: list[int], size: list[int], token_budget: int) -> Iterator[list[int]]:
@@ -246,8 +258,9 @@ def _arrays(output: Any) -> list[mx.array]:
     return [array for _, array in tree_flatten(output) if isinstance(array, mx.array)]
 
 
-def _land(batch: tuple[list[int], Any], progress: tqdm | None) -> tuple[list[int], Any]:
-    on_device(lambda: mx.eval(_arrays(batch[1])))
-    if progress is not None:
-        progress.update(len(batch[0]))
-    return batch
+def _land(group: list[tuple[list[int], Any]], progress: tqdm | None) -> Iterator[tuple[list[int], Any]]:
+    on_device(lambda: mx.eval([_arrays(output) for _, output in group]))
+    for indices, output in group:
+        if progress is not None:
+            progress.update(len(indices))
+        yield indices, output

@@ -8,7 +8,8 @@ import pytest
 
 import mlx_bert
 from mlx_bert import blas
-from mlx_bert.inference.batching import BUCKET, bounded_cache, plan_batches, round_up, run_batches
+from mlx_bert.inference import batching
+from mlx_bert.inference.batching import BUCKET, bounded_cache, plan_batches, round_up, run_batches, token_budget
 
 
 def padded(lengths, batch, bucket=BUCKET):
@@ -36,6 +37,26 @@ def test_plan_edges():
     assert plan_batches([], 64) == []
     assert plan_batches([3, 64, 5], token_budget=64) == [[1], [2, 0]]
     assert plan_batches([500], token_budget=64) == [[0]]
+
+
+def test_a_cpu_takes_small_batches(monkeypatch):
+    assert token_budget(2) == 256
+    assert token_budget(32) == batching.CPU_BUDGET
+    monkeypatch.setattr(batching.mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert token_budget(32) == 4096
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_a_batch_for_each_core_is_evaluated_at_once(encoder, monkeypatch, cores):
+    streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(cores - 1))]
+    monkeypatch.setattr(batching, "compute_streams", lambda: streams)
+    together, start = [], mx.async_eval
+    monkeypatch.setattr(batching.mx, "async_eval", lambda arrays: (together.append(len(arrays)), start(arrays)))
+    texts = [f"text {i} " * 20 for i in range(7)]
+    seen = list(run_batches(texts, encoder.tokenizer, lambda batch, _: batch.input_ids * 2, batch_size=1))
+    assert sorted(i for indices, _ in seen for i in indices) == list(range(7))
+    batches = len(seen)
+    assert together == [cores] * (batches // cores) + [batches % cores] * (batches % cores > 0)
 
 
 def test_forward_sees_no_mask_when_nothing_is_padded(encoder):
