@@ -214,6 +214,10 @@ class RankShares:
         self.world = world
         self.split = split
 
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have alike."""
+        return {"sampler": self.sampler, "split": self.split}
+
     def __len__(self) -> int:
         """Batches of this rank per epoch, the same for every epoch and rank."""
         return len(self.sampler) if self.split else -(-len(self.sampler) // self.world.size)

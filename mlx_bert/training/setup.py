@@ -66,6 +66,7 @@ def setup_of(model: nn.Module, objective: Any, sampler: Any, collate: Any, data:
     head = getattr(model, "head", None)
     config = getattr(head, "config", None)
     parts = {
+        "number of ranks": ranks,
         "training data": data,
         "head": {
             "class": type(head).__qualname__,
@@ -75,7 +76,6 @@ def setup_of(model: nn.Module, objective: Any, sampler: Any, collate: Any, data:
         "objective": describe(objective),
         "sampler": describe(sampler),
         "collator": describe(collate),
-        "number of ranks": ranks,
     }
     return json.loads(json.dumps(parts, default=describe))
 
@@ -86,4 +86,4 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
         names = list(dict.fromkeys((*before, *now)))
         return [text for name in names
                 for text in differences(before.get(name), now.get(name), f"{path}.{name}".strip("."))]  # fmt: skip
-    return [] if json.dumps(before) == json.dumps(now) else [f"{path} was {before!r} and is {now!r}"]
+    return [] if json.dumps(before) == json.dumps(now) else [f"{path} was {before!r} and is {now!r}".lstrip()]

@@ -83,7 +83,7 @@ def run_ranks(folder, settings, size=2):
     ]
     outcomes = []
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert "Traceback" not in errors, errors
         *lines, last = output.splitlines()
         outcomes.append((json.loads(last), process.returncode, lines))
@@ -159,7 +159,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings
     for model in ("final_model", "best_model"):
         assert_close(weights(tmp_path / "whole" / model), weights(tmp_path / "parts" / model), 0)
     # with another number of ranks the same batches cannot be had
-    with pytest.raises(ValueError, match=r"other sampler|other number of ranks"):
+    with pytest.raises(ValueError, match="other number of ranks: was 2 and is 1"):
         rank_worker.build({**adam, **outputs, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}).train(
             resume=tmp_path / "parts/checkpoint_6"
         )
