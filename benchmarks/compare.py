@@ -1,13 +1,14 @@
-"""Against others, and against ourselves with one optimisation switched off: same weights, texts and process.
+"""Against others, and against ourselves with one optimisation switched off: same weights, same texts, same run.
 
 Outputs are checked equal first; then every engine runs once a round, and what counts is the median of the ratios
-within the rounds.
+within the rounds. Others run in processes and environments of their own (:mod:`benchmarks.peers`).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,17 +17,21 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
-from benchmarks import report
+from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
-from benchmarks.models import find_model, label
+from benchmarks.models import ARCHITECTURES, find_model, label, random_folder
+from benchmarks.peers.client import CHOICES, PEERS, Peer, python_of
 from benchmarks.timing import interleaved, ratios
+from mlx_bert import heap
 from mlx_bert.encoders import cpu
 from mlx_bert.inference import batching
 from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.tokenizer import Batch
 
 CLOSE = 0.9999  # least cosine between two engines' embeddings of a text
+OURS = "mlx-bert"
 
-Engine = Callable[[], np.ndarray]
+Engine = Callable[[], Any]
 
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
@@ -34,39 +39,105 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=int, default=256, metavar="N", help="texts of the ragged corpus (default: 256)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="as for encode (default: 32)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
-    parser.add_argument("--peer", action="append", choices=("sentence-transformers", "none"), default=None,
-                        help="whom to compare with (default: sentence-transformers, if installed)")  # fmt: skip
+    parser.add_argument(
+        "--peer", nargs="+", choices=(*CHOICES, "none"),
+        help="whom to compare with; those not installed are installed into environments of their own (default: all "
+        "that are there already)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shape", type=_shape, metavar="BxL", help="one batch of B rows of L tokens in place of ragged texts"
+    )
+    parser.add_argument(
+        "--architecture", choices=ARCHITECTURES, help="a model of this size with made-up weights instead of --model"
+    )
+
+
+def _shape(text: str) -> tuple[int, int]:
+    try:
+        rows, length = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected such as 8x512 but got {text!r}") from None
+    if min(rows, length) < 1:
+        raise argparse.ArgumentTypeError(f"expected positive numbers but got {text!r}")
+    return rows, length
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result."""
-    folder = find_model(args.model)
-    encoder = SentenceEncoder.from_pretrained(folder, dtype=args.dtype)
-    texts = ragged_texts(args.texts)
-    engines = ours(encoder, texts, args.batch_size)
-    note = None
-    if "none" not in (args.peer or []):
-        try:
-            engines["sentence-transformers"] = sentence_transformers(folder, texts, args.batch_size)
-        except ImportError:
-            note = "sentence-transformers is not installed: compared with ourselves only."
-    check_equal({name: engine() for name, engine in engines.items()})
-    taken = interleaved(engines, args.rounds, warmup=0)
+    if args.architecture and not args.shape:
+        raise ValueError("[benchmarks] expected --shape with --architecture, whose model knows no words.")
+    with ExitStack() as stack:
+        folder = find_model(args.model)
+        if args.architecture:
+            folder = random_folder(args.architecture, stack.enter_context(tempfile.TemporaryDirectory()))
+        encoder = SentenceEncoder.from_pretrained(folder, dtype=args.dtype)
+        if args.shape:
+            inputs: list[Any] = token_rows(encoder, *args.shape)
+            engines = {OURS: lambda: fixed(encoder, inputs)}
+            lengths = [args.shape[1]] * args.shape[0]
+        else:
+            inputs = ragged_texts(args.texts)
+            engines = ours(encoder, inputs, args.batch_size)
+            lengths = [len(e) for e in encoder.tokenizer.encode(inputs, max_length=encoder.max_seq_length)]
+        outputs = {name: engine() for name, engine in engines.items()}
+        about = {}
+        for name in chosen_peers(args.peer):
+            peer = Peer(name, python_of(PEERS[name][0], install=True), folder, inputs, args.batch_size)
+            stack.callback(peer.close)
+            engines[name], outputs[name], about[name] = peer, peer.embeddings, peer.about
+        check_equal(outputs)
+        before = roofline.measure(encoder.core.config)
+        taken = interleaved(engines, args.rounds, warmup=0)
+        after = roofline.measure(encoder.core.config)
+    peak = max(before.matmul_flops, after.matmul_flops)
+    operations = roofline.model_flops(encoder.core, lengths)
     rows = []
     for name, each in taken.items():
-        against = ratios(each, taken["mlx-bert"])
+        against = ratios(each, taken[OURS])
+        middle = statistics.median(each)
         rows.append(
             {
                 "engine": name,
-                "seconds": statistics.median(each),
-                "texts/s": len(texts) / statistics.median(each),
+                "seconds": middle,
+                "texts/s": len(inputs) / middle,
+                "of peak": roofline.utilisation(operations, middle, peak),
                 "mlx-bert is faster by": against["median"],
                 "least": against["min"],
                 "most": against["max"],
             }
         )
-    settings = {"model": label(args.model), "dtype": args.dtype or "as loaded", "texts": len(texts)}
-    return report.build("compare", settings | {"batch_size": args.batch_size}, rows, note=note)
+    settings = {"model": args.architecture or label(args.model), "dtype": args.dtype or "as loaded"}
+    settings |= {
+        "texts": len(inputs),
+        "batch_size": args.batch_size,
+        "shape": args.shape and "x".join(map(str, args.shape)),
+    }
+    note = None if about else "No peer is installed: compared with ourselves only (--peer NAME installs one)."
+    return report.build("compare", settings, rows, note=note, peers=about)
+
+
+def chosen_peers(asked: Sequence[str] | None) -> list[str]:
+    """The rows for the peers that were asked for; without asking, for those that can run at once."""
+    if asked is not None:
+        return [name for name in PEERS if name.split(",")[0] in asked]
+    return [name for name, (script, _) in PEERS.items() if python_of(script, install=False)]
+
+
+def token_rows(encoder: SentenceEncoder, rows: int, length: int) -> list[list[int]]:
+    """Made-up ids: ``rows`` lists of ``length``.
+
+    Raises:
+        ValueError: the encoder does not take so many tokens.
+    """
+    if length > encoder.core.config.max_tokens:
+        raise ValueError(f"[benchmarks] expected at most {encoder.core.config.max_tokens} tokens but got {length}.")
+    high = encoder.core.config.vocab_size
+    return np.random.default_rng(0).integers(high // 4, high // 2, (rows, length)).tolist()
+
+
+def fixed(encoder: SentenceEncoder, rows: list[list[int]]) -> np.ndarray:
+    """The embeddings of rows of ids in one batch."""
+    return np.asarray(encoder(Batch(mx.array(rows), None, None))["sentence_embedding"])
 
 
 def ours(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) -> dict[str, Engine]:
@@ -81,7 +152,9 @@ def ours(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) -> dic
 
         return engine
 
-    engines = {"mlx-bert": run()}
+    engines: dict[str, Engine] = {OURS: run()}
+    if heap.kept:
+        engines["freed memory returned to the system"] = run(heap.as_installed)
     if mx.default_device().type == mx.DeviceType.cpu:
         engines["without CPU GELU and softmax"] = run(lambda: mock.patch.object(cpu, "suits", return_value=False))
         engines["on one CPU stream, one core"] = run(one_stream)
@@ -104,16 +177,6 @@ def unsorted(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) ->
         batch = encoder.tokenizer(texts[start : start + batch_size], max_length=encoder.max_seq_length)
         parts.append(np.asarray(encoder(batch)["sentence_embedding"]))
     return np.concatenate(parts)
-
-
-def sentence_transformers(folder: str, texts: Sequence[str], batch_size: int) -> Engine:
-    """sentence-transformers on torch, with all the cores that torch takes."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    device = "mps" if torch.backends.mps.is_available() else "cpu"
-    model = SentenceTransformer(folder, device=device)
-    return lambda: model.encode(list(texts), batch_size=batch_size, show_progress_bar=False)
 
 
 def check_equal(outputs: dict[str, np.ndarray]) -> None:

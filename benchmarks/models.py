@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mlx_bert.checkpoint import float_dtype
 from mlx_bert.core import BertCore
+from mlx_bert.tokenizer import Tokenizer
 
 # Speed depends on sizes, not on what the weights are.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -50,3 +51,11 @@ def random_core(architecture: str, dtype: str) -> BertCore:
     core.set_dtype(float_dtype("float32" if dtype == "8bit" else dtype))
     mx.eval(core.parameters())
     return core
+
+
+def random_folder(architecture: str, folder: str) -> str:
+    """A model of ``ARCHITECTURES`` with made-up weights on disk, with MiniLM's tokenizer, for engines that want one."""
+    path = Path(folder) / architecture
+    random_core(architecture, "float32").save_pretrained(path)
+    Tokenizer.from_pretrained(find_model(None)).save_pretrained(path)
+    return str(path)

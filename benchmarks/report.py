@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.devices import this_machine
-from mlx_bert.checkpoint import write_json
+from mlx_bert.checkpoint import new_file, write_json
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
@@ -43,36 +43,48 @@ def markdown(result: Mapping[str, Any]) -> str:
         + (f", {machine['gpu_cores']} GPU cores" if machine["gpu_cores"] else "")
         + (f", on {machine['power']}" if machine["power"] else "")
         + f"; BLAS {machine['blas']}, threads {machine['blas_threads'] or 'as installed'}.",
-        *_busy(machine),
+        *([warning] if (warning := busy(machine)) else []),
         ", ".join(f"{name} {number}" for name, number in machine["versions"].items()) + ".",
         f"`{result['command']}`, {result['date']}.",
     ]
-    if roofline := result.get("roofline"):
-        lines.append(
-            f"Measured here: matrix products {roofline['matmul_flops'] / 1e9:.1f} GFLOP/s, copy "
-            f"{roofline['copy_bytes'] / 1e9:.1f} GB/s, empty evaluation {roofline['empty_seconds'] * 1e6:.0f} µs."
-        )
+    if peak := roofline_line(result):
+        lines.append(peak)
     if note := result.get("note"):
         lines.append(note)
     return "\n".join([*lines, "", table(result["rows"])])
 
 
-def _busy(machine: Mapping[str, Any]) -> list[str]:
+def roofline_line(result: Mapping[str, Any]) -> str | None:
+    """What the machine itself was measured to do, if the result has it."""
+    if not (roofline := result.get("roofline")):
+        return None
+    return (
+        f"Measured here: matrix products {roofline['matmul_flops'] / 1e9:.1f} GFLOP/s, copy "
+        f"{roofline['copy_bytes'] / 1e9:.1f} GB/s, empty evaluation {roofline['empty_seconds'] * 1e6:.0f} µs."
+    )
+
+
+def busy(machine: Mapping[str, Any]) -> str | None:
     """A warning if others used the machine: then only ratios within a round mean something."""
     if machine["load_average"] < 2 * machine["cores"]:
-        return []
-    return [
+        return None
+    return (
         f"**Other programs were running** (load average {machine['load_average']} on {machine['cores']} cores): "
         "figures are too low, only ratios compare."
-    ]
+    )
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The keys of all rows, in order of appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table; numbers with three significant digits. Columns are the keys of all rows, in order."""
     if not rows:
         return "No rows."
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    columns = columns_of(rows)
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
     numeric = [all(not isinstance(row.get(column), str) for row in rows) for column in columns]
 
@@ -86,7 +98,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([line(columns), rule, *map(line, cells)])
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -94,13 +107,25 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def save(result: Mapping[str, Any], path: Path | None = None) -> Path:
-    """Write JSON, and the same as Markdown beside it. By default into ``benchmarks/results``, named by what was run."""
+def save(result: Mapping[str, Any], path: Path | None = None, picture: bytes | None = None) -> Path:
+    """Write JSON, and the same as Markdown beside it, and a PNG if there is a picture.
+
+    By default into ``benchmarks/results``, named by what was run.
+    """
     path = path or default_path(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-    path.with_suffix(".md").write_text(markdown(result) + "\n", encoding="utf-8")
+    write_text(path.with_suffix(".md"), markdown(result) + "\n")
+    if picture is not None:
+        with new_file(path.with_suffix(".png"), "wb") as file:
+            file.write(picture)
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    with new_file(path, "w") as file:
+        file.write(text)
 
 
 def default_path(result: Mapping[str, Any]) -> Path:
@@ -115,7 +140,10 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not one of ours.
     """
-    result = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        result = None
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ValueError(f"[benchmarks] expected {path} to be a result of format {FORMAT}. Run the benchmark again.")
     return result

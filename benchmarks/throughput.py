@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         encoder = None if args.architecture else SentenceEncoder.from_pretrained(find_model(args.model), dtype=stored)
         core = random_core(args.architecture, kind or "float32") if encoder is None else encoder.core
         if kind == "8bit":
-            nn.quantize(core.encoder, group_size=64, bits=8)
+            nn.quantize(core.encoder, group_size=64 if core.config.hidden_size % 64 == 0 else 32, bits=8)
         config, name = core.config, kind or name_of(weight_type(core))
         dtypes[name] = weight_type(core)
         if encoder is not None:
