@@ -34,6 +34,7 @@ from mlx_bert.data.splits import split_examples
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, MULTIHEAD_ENCODER, MULTIHEAD_HEADS, read_multihead
 from mlx_bert.model import BertWithHead
+from mlx_bert.multihead_analysis import analysis_of, display_analysis
 from mlx_bert.multihead_config import (
     EncoderConfig,
     EvalConfig,
@@ -44,6 +45,7 @@ from mlx_bert.multihead_config import (
 )
 from mlx_bert.tokenizer import Batch, Tokenizer
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
 from mlx_bert.training.trainer import Trainer, TrainResult
 
@@ -119,6 +121,7 @@ class MultiheadClassifier:
         data: Mapping[str, Sequence[Mapping[str, Any]]],
         progress: bool = True,
         validation: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> TrainResult:
         """Train all heads together: first the heads alone, then with the top layers of the encoder.
 
@@ -126,6 +129,7 @@ class MultiheadClassifier:
             data: {task: [{"text": ..., "label": ...}, ...]}; each task may have texts of its own.
             progress: show progress bars.
             validation: the same, to choose the best weights by; then ``val_size`` does not count.
+            callbacks: told of every update and evaluation; see ``mlx_bert.training.callbacks``.
 
         Returns:
             What the run came to; the best weights are in the model.
@@ -153,7 +157,7 @@ class MultiheadClassifier:
         self._weights = {task: self._class_weights(task) for task in tasks}
         core = BertCore.from_pretrained(folder)
         self.model = BertWithHead(core, self._build_head(core.get_hidden_size()))
-        result = self._run(self._splits["train"], self._splits["validation"], self._freeze(), progress)
+        result = self._run(self._splits["train"], self._splits["validation"], self._freeze(), progress, callbacks)
         self.is_trained = True
         return result
 
@@ -243,7 +247,14 @@ class MultiheadClassifier:
             return "backbone"
         return str(layers - top) if top < layers else "embeddings"
 
-    def _run(self, train: list[Example], validation: list[Example], freeze: str, progress: bool) -> TrainResult:
+    def _run(
+        self,
+        train: list[Example],
+        validation: list[Example],
+        freeze: str,
+        progress: bool,
+        callbacks: Sequence[Callback] = (),
+    ) -> TrainResult:
         settings, encoder, evaluation = self.config.training, self.config.encoder, self.config.eval
         train = tokenize_examples(train, self.tokenizer, settings.max_length)
         tasks = list(dict.fromkeys(example["task"] for example in train))
@@ -295,6 +306,7 @@ class MultiheadClassifier:
             held_out or None,
             tokenizer=self.tokenizer,
             objective=MultiTaskObjective(),
+            callbacks=callbacks,
             sampler=sampler,
         )
         result = trainer.train()
@@ -376,9 +388,7 @@ class MultiheadClassifier:
             data: rows as for :meth:`train` to look at, in place of a part.
 
         Returns:
-            Per task ``accuracy``, ``class_metrics`` {label: {precision, recall, f1, support}}, ``confusion_matrix``
-            (true label by predicted label, in the order of ``labels``), ``labels`` and ``errors``, the most confident
-            first.
+            {task: what :func:`~mlx_bert.multihead_analysis.analysis_of` says}.
 
         Raises:
             RuntimeError: not trained, or loaded from a folder: the data are not saved.
@@ -395,58 +405,16 @@ class MultiheadClassifier:
         return {task: self._analyze(task, self._splits[split]) for task in (self.tasks if tasks is None else tasks)}
 
     def _analyze(self, task: str, examples: Sequence[Example]) -> dict[str, Any]:
-        from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
-
         names = list(self._label_map(task).names)
         examples = [example for example in examples if example["task"] == task]
         if not examples:
             raise ValueError(f"[multihead] this part of the data has no examples of the task {task!r}.")
-        predictions = self.predict([example["text"] for example in examples], task)
-        wanted = [example["label"] for example in examples]
-        got = [prediction["label"] for prediction in predictions]
-        columns = precision_recall_fscore_support(wanted, got, labels=names, zero_division=0)
-        errors = [
-            {
-                "text": example["text"],
-                "true_label": example["label"],
-                "predicted_label": prediction["label"],
-                "confidence": round(prediction["confidence"], 4),
-            }
-            for example, prediction in zip(examples, predictions, strict=True)
-            if example["label"] != prediction["label"]
-        ]
-        return {
-            "accuracy": round(float(accuracy_score(wanted, got)), 4),
-            "class_metrics": {
-                name: {
-                    "precision": round(float(precision), 4),
-                    "recall": round(float(recall), 4),
-                    "f1": round(float(f1), 4),
-                    "support": int(support),
-                }
-                for name, precision, recall, f1, support in zip(names, *columns, strict=True)
-            },
-            "confusion_matrix": confusion_matrix(wanted, got, labels=names).tolist(),
-            "labels": names,
-            "errors": sorted(errors, key=lambda error: -error["confidence"]),
-        }
+        return analysis_of(names, examples, self.predict([example["text"] for example in examples], task))
 
     @staticmethod
     def display(result: Mapping[str, Mapping[str, Any]], max_errors: int = 10) -> None:
         """Print what :meth:`analyze` found: a table per task, the commonest confusions, the most confident errors."""
-        for task, found in result.items():
-            width = max(map(len, (*found["labels"], "label")))
-            print(f"\n{task}: accuracy {found['accuracy']:.4f}")
-            print(f"  {'label':<{width}}  precision  recall      f1  support")
-            for name, row in found["class_metrics"].items():
-                figures = f"{row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7d}"
-                print(f"  {name:<{width}}  {figures}")
-            pairs = Counter((error["true_label"], error["predicted_label"]) for error in found["errors"])
-            for (true, predicted), count in pairs.most_common(5):
-                print(f"  {count} x {true} taken for {predicted}")
-            for error in found["errors"][:max_errors]:
-                taken = f"{error['confidence']:.2f} {error['predicted_label']}, not {error['true_label']}"
-                print(f"  {taken}: {error['text']}")
+        display_analysis(result, max_errors)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 

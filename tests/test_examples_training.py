@@ -11,6 +11,7 @@ import pytest
 
 from mlx_bert.core import BertCore
 from mlx_bert.inference.cross_encoder import CrossEncoder
+from mlx_bert.multihead import MultiheadClassifier
 from mlx_bert.training.few_shot import FewShotClassifier
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,17 @@ def test_few_examples(tiny_bert_folder, tmp_path, monkeypatch, capsys):
     assert "frozen encoder 0." in capsys.readouterr().out
     assert len(FewShotClassifier.from_pretrained(tmp_path / "out").labels) == 6
     assert call(monkeypatch, "train_few_shot", tiny_bert_folder, *options) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_several_tasks(tiny_bert_folder, tmp_path, monkeypatch, capsys):
+    options = ("--output", tmp_path / "out", "--epochs", 1, "--tasks", "sentiment, emotion")
+    assert call(monkeypatch, "train_tasks", tiny_bert_folder, *options) == 0
+    shown = capsys.readouterr().out
+    assert "emotion: accuracy 0." in shown
+    assert "so happy!  sentiment: " in shown
+    assert MultiheadClassifier().load(tmp_path / "out").tasks == ["sentiment", "emotion"]
+    assert call(monkeypatch, "train_tasks", tiny_bert_folder, *options) == 2
     assert "is there already" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mlx.utils import tree_flatten
 
+from mlx_bert import joint
 from mlx_bert.bpe import ByteLevelBPE
 from mlx_bert.core import BertCore
 from mlx_bert.encoders.compact import Config
@@ -200,6 +201,16 @@ def test_defaults_of_training(compact, tmp_path):
     wanted = {"learning_rate": 5e-5, "head_learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 32}
     assert wanted.items() <= args.items()
     assert (args["schedule"], args["max_grad_norm"], args["optimizer"]) == ("cosine_per_epoch", 1.0, "adamw")
+
+
+def test_rows_with_tags_are_drawn_more_often(compact, tmp_path, monkeypatch):
+    drawn = []
+    sampler = joint.LengthBucketSampler
+    monkeypatch.setattr(joint, "LengthBucketSampler", lambda *a, **k: drawn.append(k["weights"]) or sampler(*a, **k))
+    plain = {"text": "play some music", "intent": "play", "tags": ["O", "O", "O"]}
+    for number, made in enumerate(([*rows(4), plain], rows(4))):
+        train_joint(compact(), made, args={**FAST, "output_dir": str(tmp_path / str(number)), "epochs": 1})
+    assert drawn == [[5.0, 5.0, 5.0, 5.0, 3.0], None]  # of one kind alone, an epoch takes each row once
 
 
 def test_any_encoder_is_a_backbone(tiny_bert_folder):

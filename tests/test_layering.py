@@ -87,6 +87,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "mlx_bert.data",
     ),
     "mlx_bert.multihead": (
+        "mlx_bert.multihead_analysis",
         "mlx_bert.multihead_config",
         "mlx_bert.training",
         "mlx_bert.inference",
@@ -97,6 +98,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "mlx_bert.data",
         "heads",
     ),
+    "mlx_bert.multihead_analysis": (),
     "mlx_bert.multihead_config": (),
     "mlx_bert.bpe": ("mlx_bert.tokenizer", "mlx_bert.checkpoint"),
     "mlx_bert.joint": (

@@ -17,6 +17,7 @@ from mlx_bert.multihead import (
     MultiheadConfig,
     TrainingConfig,
 )
+from mlx_bert.training.callbacks import Callback
 
 MINIMAL = {
     "sentiment": [{"text": "I love this!", "label": "positive"}, {"text": "This is awful", "label": "negative"}],
@@ -138,6 +139,7 @@ def test_analysis(trained, capsys):
     rows = [example for example in trained._splits["train"] if example["task"] == "sentiment"]
     assert matrix.sum() == len(rows)
     assert found["accuracy"] == round(np.trace(matrix) / matrix.sum(), 4)
+    assert found["f1"] == pytest.approx(np.mean([row["f1"] for row in found["class_metrics"].values()]), abs=1e-4)
     assert found["class_metrics"]["bad"]["support"] == matrix[0].sum()
     assert len(found["errors"]) == matrix.sum() - np.trace(matrix)
     trained.display({"sentiment": found})
@@ -301,7 +303,15 @@ def test_nothing_works_untrained(tmp_path):
 def test_validation_and_analysis_of_data_of_ones_own(tiny_bert_folder, tmp_path):
     classifier = MultiheadClassifier(settings(tiny_bert_folder, tmp_path, training={"epochs": 1, "test_size": 0.0}))
     held_out = {"sentiment": [{"text": "so good", "label": "good"}, {"text": "so bad", "label": "bad"}]}
-    classifier.train(DATA, progress=False, validation=held_out)
+    seen = []
+
+    class Seen(Callback):
+        def on_evaluate(self, trainer, record):
+            seen.append(record)
+
+    classifier.train(DATA, progress=False, validation=held_out, callbacks=[Seen()])
+    assert [record["phase"] for record in seen] == ["head", "head", "head", "main"]
+    assert seen[0]["eval_sentiment_loss"] == pytest.approx(seen[0]["eval_loss"], rel=1e-5)  # the only task there
     assert [example["text"] for example in classifier._splits["validation"]] == ["so good", "so bad"]
     assert len(classifier._splits["train"]) == sum(map(len, DATA.values()))
     assert classifier.analyze("validation", ["sentiment"]) == classifier.analyze(data=held_out)

@@ -50,7 +50,10 @@ class MultiTaskObjective:
         return total / mx.maximum(count, 1.0) + regularization(model), count
 
     def metrics(self, model: Any, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
-        """``{task}_accuracy`` and ``{task}_f1`` (macro, over the classes that occur), and their means over tasks."""
+        """``{task}_loss``, ``{task}_accuracy`` and ``{task}_f1`` (macro, over the classes that occur).
+
+        And the means over tasks of the last two.
+        """
         from sklearn.metrics import accuracy_score, f1_score
 
         found: dict[str, float] = {}
@@ -59,7 +62,10 @@ class MultiTaskObjective:
             rows = np.flatnonzero(wanted != IGNORE_INDEX)
             if not len(rows):
                 continue
-            predicted = np.array(outputs[f"{task}_logits"])[rows].argmax(-1)
+            logits = np.array(outputs[f"{task}_logits"])[rows]
+            loss = model.head.task_heads[task].compute_loss({"logits": mx.array(logits)}, mx.array(wanted[rows]))
+            found[f"{task}_loss"] = float(loss)
+            predicted = logits.argmax(-1)
             found[f"{task}_accuracy"] = float(accuracy_score(wanted[rows], predicted))
             found[f"{task}_f1"] = float(f1_score(wanted[rows], predicted, average="macro", zero_division=0))
         for name in ("accuracy", "f1"):
