@@ -133,7 +133,7 @@ class SentenceEncoderTrainer(Trainer):
         train = [{"text_a": "A plane takes off.", "text_b": "A plane is leaving.", "score": 0.9}, ...]
         trainer = SentenceEncoderTrainer(
             encoder,
-            TrainingArgs(output_dir="sts", epochs=2, batch_size=32, learning_rate=2e-5),
+            TrainingArgs(output_dir="sts", epochs=1, batch_size=32, learning_rate=1e-4),
             train,
             loss=CoSENT(),
             evaluator=EmbeddingSimilarityEvaluator(first, second, scores),
