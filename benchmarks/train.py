@@ -94,6 +94,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.peer != "none" and dtype == "float32":
         try:
             ways[TORCH] = torch_way(folder, tokenizer, examples, args.batch_size, forward)
+            note = torch_settings()
         except ImportError:
             if args.peer:
                 raise
@@ -242,6 +243,13 @@ def torch_way(folder: str, tokenizer: Tokenizer, examples: Sequence[Example], ba
         raise ValueError(f"[benchmarks] expected torch's first logits to be ours but they differ by {share:.1%}.")
     run()
     return Way(run, 3 * forward)
+
+
+def torch_settings() -> str:
+    """One line about how torch computes."""
+    import torch
+
+    return f"torch {torch.__version__} with {torch.get_num_threads()} CPU threads; its memory is not measured."
 
 
 def row(

@@ -35,6 +35,7 @@ def test_rows(result):
     assert rows["frozen, cached"]["of peak"] is None
     assert rows[with_pass]["seconds"] > rows["frozen, cached"]["seconds"]
     assert result["settings"]["texts"] == 10
+    assert "CPU threads" in result["note"]
     assert rows["full"]["tokens/s"] / rows["full"]["samples/s"] == pytest.approx(result["settings"]["tokens"] / 10)
 
 
