@@ -29,7 +29,7 @@ from mlx_bert.cli.model_kind import (
     FEW_SHOT,
     MASKED_LM,
     MULTI_TASK,
-    NAMED_TASKS,
+    add_model_arguments,
     find_model,
 )
 from mlx_bert.cli.reports import class_report, entity_report, label_report, print_report, value_report
@@ -38,12 +38,8 @@ from mlx_bert.cli.task_options import add_task_arguments
 
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mlx-bert evaluate``."""
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="trained model, or a training run's output")
+    add_model_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DATA", help=f"labelled data: {SOURCES}")
-    parser.add_argument(
-        "--task", choices=NAMED_TASKS, metavar="TASK",
-        help=f"what the model is, where its folder does not say: {', '.join(NAMED_TASKS)}",
-    )  # fmt: skip
     add_data_arguments(parser)
     add_task_arguments(parser)
     add_score_arguments(parser)

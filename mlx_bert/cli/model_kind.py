@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM = "multi_task", "embedding", "cross_encoder", "masked_lm"
 FEW_SHOT = "few_shot"
 NAMED_TASKS = (MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM, FEW_SHOT)
+
+
+def add_model_arguments(parser: Any) -> None:
+    """The options that say which model is used."""
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="trained model, or a training run's output")
+    parser.add_argument(
+        "--task", choices=NAMED_TASKS, metavar="TASK",
+        help=f"what the model is, where its folder does not say: {', '.join(NAMED_TASKS)}",
+    )  # fmt: skip
 
 
 class FoundModel(NamedTuple):

@@ -30,7 +30,7 @@ from mlx_bert.cli.model_kind import (
     FEW_SHOT,
     MASKED_LM,
     MULTI_TASK,
-    NAMED_TASKS,
+    add_model_arguments,
     find_model,
 )
 
@@ -41,12 +41,8 @@ Rows = list[dict[str, Any]]
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mlx-bert predict``."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or questions")
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="trained model, or a training run's output")
+    add_model_arguments(parser)
     parser.add_argument("--input", metavar="DATA", help=f"texts: {SOURCES}; any other file is read line by line")
-    parser.add_argument(
-        "--task", choices=NAMED_TASKS, metavar="TASK",
-        help=f"what the model is, where its folder does not say: {', '.join(NAMED_TASKS)}",
-    )  # fmt: skip
     add_data_arguments(parser, label=False)
     parser.add_argument("--context", metavar="TEXT", help="where the answers to the questions stand")
     parser.add_argument("--choices", metavar="TEXTS", help="what to choose from, joined by --label-separator")
