@@ -78,4 +78,4 @@ def test_pooling_is_read_from_the_folder(tmp_path):
 
 
 def test_every_engine_has_a_script():
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "protocol"} == set(REQUIREMENTS)
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "protocol", "client"} == set(REQUIREMENTS)
