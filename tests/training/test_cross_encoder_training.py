@@ -128,6 +128,13 @@ def test_mined_negatives_are_rows_to_train_on(tiny_bert_folder, tmp_path):
     assert result.metrics["map"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("loss", ["mse", "lambda"])
+def test_the_update_compiles(tiny_bert_folder, tmp_path, loss):
+    args = settings(tmp_path, epochs=1, compile=True, save_every="no")
+    result = CrossEncoderTrainer(fresh(tiny_bert_folder), args, rows(8), loss=loss).train()
+    assert result.steps == 1
+
+
 class StopAt(Callback):
     def __init__(self, step):
         self.step = step
