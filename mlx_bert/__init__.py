@@ -36,6 +36,37 @@ _PUBLIC = {
     "SentenceEncoder": "mlx_bert.inference.encode",
     "pipeline": "mlx_bert.inference.pipelines",
     "TextPredictor": "mlx_bert.inference.predict",
+    "EmbeddingIndex": "mlx_bert.inference.index",
+    "SentenceEncoderTrainer": "mlx_bert.training.sentence",
+    "HardNegatives": "mlx_bert.training.hard_negatives",
+    "MultipleNegativesRanking": "mlx_bert.training.sentence_losses",
+    "CoSENT": "mlx_bert.training.sentence_losses",
+    "AnglE": "mlx_bert.training.sentence_losses",
+    "CosineSimilarity": "mlx_bert.training.sentence_losses",
+    "Triplet": "mlx_bert.training.sentence_losses",
+    "BatchHardTriplet": "mlx_bert.training.sentence_losses",
+    "Contrastive": "mlx_bert.training.sentence_losses",
+    "OnlineContrastive": "mlx_bert.training.sentence_losses",
+    "MarginMSE": "mlx_bert.training.sentence_losses",
+    "DistillKL": "mlx_bert.training.sentence_losses",
+    "EmbeddingMSE": "mlx_bert.training.sentence_losses",
+    "Matryoshka": "mlx_bert.training.sentence_losses",
+    "Cached": "mlx_bert.training.sentence_losses",
+    "EmbeddingSimilarityEvaluator": "mlx_bert.inference.evaluators",
+    "TripletEvaluator": "mlx_bert.inference.evaluators",
+    "InformationRetrievalEvaluator": "mlx_bert.inference.evaluators",
+    "RerankingEvaluator": "mlx_bert.inference.evaluators",
+    "TaskModel": "mlx_bert.task_model",
+    "CrossEncoderTrainer": "mlx_bert.training.cross_encoder",
+    "FewShotClassifier": "mlx_bert.training.few_shot",
+    "MaskedLMTrainer": "mlx_bert.training.masked_lm",
+    "load_masked_lm": "mlx_bert.training.masked_lm",
+    "Masking": "mlx_bert.data.masking",
+    "CrossEncoderRerankingEvaluator": "mlx_bert.inference.task_evaluators",
+    "CrossEncoderClassificationEvaluator": "mlx_bert.inference.task_evaluators",
+    "CrossEncoderCorrelationEvaluator": "mlx_bert.inference.task_evaluators",
+    "ClassificationEvaluator": "mlx_bert.inference.task_evaluators",
+    "EntityEvaluator": "mlx_bert.inference.task_evaluators",
     "EnhancedTrainer": "mlx_bert.training.enhanced",
     "Trainer": "mlx_bert.training.trainer",
     "TrainingArgs": "mlx_bert.training.args",
@@ -47,6 +78,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlx_bert.bpe import ByteLevelBPE
     from mlx_bert.core import BertCore, BertOutput
+    from mlx_bert.data.masking import Masking
     from mlx_bert.factory import (
         create_bert_core,
         create_bert_for_competition,
@@ -57,16 +89,51 @@ if TYPE_CHECKING:
     )
     from mlx_bert.inference.cross_encoder import CrossEncoder
     from mlx_bert.inference.encode import SentenceEncoder
+    from mlx_bert.inference.evaluators import (
+        EmbeddingSimilarityEvaluator,
+        InformationRetrievalEvaluator,
+        RerankingEvaluator,
+        TripletEvaluator,
+    )
+    from mlx_bert.inference.index import EmbeddingIndex
     from mlx_bert.inference.pipelines import pipeline
     from mlx_bert.inference.predict import TextPredictor
+    from mlx_bert.inference.task_evaluators import (
+        ClassificationEvaluator,
+        CrossEncoderClassificationEvaluator,
+        CrossEncoderCorrelationEvaluator,
+        CrossEncoderRerankingEvaluator,
+        EntityEvaluator,
+    )
     from mlx_bert.joint import JointIntentNER, train_joint
     from mlx_bert.model import BertWithHead
     from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
     from mlx_bert.mtl_training import MTLTrainer
     from mlx_bert.multihead import MultiheadClassifier, MultiheadConfig
+    from mlx_bert.task_model import TaskModel
     from mlx_bert.tokenizer import Batch, Tokenizer
     from mlx_bert.training.args import TrainingArgs
+    from mlx_bert.training.cross_encoder import CrossEncoderTrainer
     from mlx_bert.training.enhanced import EnhancedTrainer
+    from mlx_bert.training.few_shot import FewShotClassifier
+    from mlx_bert.training.hard_negatives import HardNegatives
+    from mlx_bert.training.masked_lm import MaskedLMTrainer, load_masked_lm
+    from mlx_bert.training.sentence import SentenceEncoderTrainer
+    from mlx_bert.training.sentence_losses import (
+        AnglE,
+        BatchHardTriplet,
+        Cached,
+        Contrastive,
+        CoSENT,
+        CosineSimilarity,
+        DistillKL,
+        EmbeddingMSE,
+        MarginMSE,
+        Matryoshka,
+        MultipleNegativesRanking,
+        OnlineContrastive,
+        Triplet,
+    )
     from mlx_bert.training.trainer import Trainer
 
 

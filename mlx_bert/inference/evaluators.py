@@ -23,8 +23,8 @@ from mlx_bert.inference.similarity import SIMILARITIES, check_name, similarity, 
 ALL_SIMILARITIES = tuple(SIMILARITIES)
 
 
-class _Named:
-    """What the evaluators share: the prefix, and the metric that counts."""
+class Evaluator:
+    """What all evaluators share: the prefix of their metrics, and the metric that counts."""
 
     def __init__(self, primary_metric: str, name: str = "", batch_size: int = 32) -> None:
         self.prefix = f"{name}_" if name else ""
@@ -35,7 +35,7 @@ class _Named:
         return {self.prefix + name: value for name, value in metrics.items()}
 
 
-class EmbeddingSimilarityEvaluator(_Named):
+class EmbeddingSimilarityEvaluator(Evaluator):
     """Correlation of similarities with scores: ``spearman_cosine``, ``pearson_cosine``, ``spearman_dot`` ...
 
     Args:
@@ -72,7 +72,7 @@ class EmbeddingSimilarityEvaluator(_Named):
         return self._named(metrics)
 
 
-class TripletEvaluator(_Named):
+class TripletEvaluator(Evaluator):
     """How often the positive is more similar than the negative: ``cosine_accuracy``, ``dot_accuracy`` ...
 
     Args:
@@ -113,7 +113,7 @@ class TripletEvaluator(_Named):
         return self._named(metrics)
 
 
-class InformationRetrievalEvaluator(_Named):
+class InformationRetrievalEvaluator(Evaluator):
     """Searching a corpus: ``cosine_accuracy@k``, ``precision@k``, ``recall@k``, ``ndcg@k``, ``mrr@k``, ``map@k``.
 
     The primary metric is ndcg at the largest k of the first similarity.
@@ -183,7 +183,7 @@ class InformationRetrievalEvaluator(_Named):
         return self._named(metrics)
 
 
-class RerankingEvaluator(_Named):
+class RerankingEvaluator(Evaluator):
     """Ordering each query's own candidates: ``map``, ``mrr@k``, ``ndcg@k`` (the primary metric).
 
     Args:

@@ -19,14 +19,14 @@ from heads.tagging_metrics import entity_metrics
 from heads.threshold_metrics import threshold_metrics
 from mlx_bert.inference.cross_encoder import CrossEncoder
 from mlx_bert.inference.encode import check_texts
-from mlx_bert.inference.evaluators import _Named, check_lengths
+from mlx_bert.inference.evaluators import Evaluator, check_lengths
 from mlx_bert.inference.predict import TextPredictor
 
 OUTSIDE = "O"
 NER_STRIDE = 16  # tokens that windows of long texts share
 
 
-class CrossEncoderRerankingEvaluator(_Named):
+class CrossEncoderRerankingEvaluator(Evaluator):
     """Ordering each query's documents: ``map``, ``mrr@k``, ``ndcg@k`` (the primary metric).
 
     With ``documents``, in the order of a first search, also ``base_map``, ``base_mrr@k`` and ``base_ndcg@k`` of that.
@@ -102,7 +102,7 @@ class CrossEncoderRerankingEvaluator(_Named):
         return {key: share * found[key] for key in names}
 
 
-class CrossEncoderClassificationEvaluator(_Named):
+class CrossEncoderClassificationEvaluator(Evaluator):
     """Pairs with a class each.
 
     With one class, ``accuracy`` and ``f1`` at their best thresholds, ``accuracy_threshold``, ``f1_threshold``,
@@ -143,7 +143,7 @@ class CrossEncoderClassificationEvaluator(_Named):
         return self._named(found)
 
 
-class CrossEncoderCorrelationEvaluator(_Named):
+class CrossEncoderCorrelationEvaluator(Evaluator):
     """Correlation of scores with those wanted: ``spearman`` (the primary metric) and ``pearson``.
 
     Args:
@@ -166,7 +166,7 @@ class CrossEncoderCorrelationEvaluator(_Named):
         return self._named(similarity_metrics(np.asarray(model.predict(self.pairs, self.batch_size)), self.scores))
 
 
-class ClassificationEvaluator(_Named):
+class ClassificationEvaluator(Evaluator):
     """Texts with a class each: ``accuracy``, ``f1_macro`` (the primary metric), ``f1_micro``, ``f1_weighted``.
 
     With two classes also ``average_precision`` of the second.
@@ -220,7 +220,7 @@ class ClassificationEvaluator(_Named):
         return self._named(found)
 
 
-class EntityEvaluator(_Named):
+class EntityEvaluator(Evaluator):
     """Named entities: ``entity_f1`` (the primary metric), ``entity_precision``, ``entity_recall``.
 
     An entity counts when its type and both ends are right, as in conlleval. Long sentences are read whole, in windows.
