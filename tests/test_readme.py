@@ -132,6 +132,7 @@ SHOWS = {
     "Embed": (r"\(3, 64\)\narray\(\[\[1", "models/minilm/modules.json"),
     "Fine-tune": (r"^[01]\.\d+$", "runs/sentiment/best_model/head/model.safetensors"),
     "Predict": (r"^\[{'label': '\w+', 'confidence': 0\.\d+}, {", "runs/sentiment/history.json"),
+    "Fine-tune embeddings": (r"^[01]\.\d+$", "runs/embeddings/best_model/modules.json"),
     "Several tasks on one encoder": (
         r"^{'sentiment': \[{'label': '\w+', 'confidence': .*'intent': .*'emotion': ",
         "models/tasks/multihead_config.json",
@@ -140,8 +141,8 @@ SHOWS = {
     "Pipelines": (r"^\[{'label': 'LABEL_\d', 'score': 0\.\d+}\]$", "models/sst2/config.json"),
     "The encoder alone": (r"\(2, \d+, 64\) \(2, 64\) 3", "models/minilm/tokenizer.json"),
     "From the command line": (
-        r"(?s)accuracy +[01]\.\d+.*\n\w+ +[01]\.\d+  is it going to rain on Friday",
-        "runs/sentiment.npy",
+        r"(?s)accuracy +[01]\.\d+.*\n\w+ +[01]\.\d+  is it going to rain on Friday.*\n *1 .*\n *2 .*\n *3 ",
+        "runs/confusion.png",
     ),
 }
 
@@ -167,7 +168,7 @@ def test_the_other_blocks_name_commands_that_exist() -> None:
     makefile, project = (ROOT / "Makefile").read_text(), (ROOT / "pyproject.toml").read_text()
     targets, extras = re.findall(r"^make (\S+)", code, re.MULTILINE), re.findall(r"\.\[(\w+)\]", code)
     assert targets == ["demo", "test"]
-    assert extras == ["convert", "cuda13"]
+    assert extras == ["convert", "search", "cuda13"]
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     assert all(re.search(rf"^{extra} = ", project, re.MULTILINE) for extra in extras)
 
