@@ -157,6 +157,8 @@ def ours(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) -> dic
         engines["freed memory returned to the system"] = run(heap.as_installed)
     if mx.default_device().type == mx.DeviceType.cpu:
         engines["without CPU GELU and softmax"] = run(lambda: mock.patch.object(cpu, "suits", return_value=False))
+        engines["attention in one piece"] = run(lambda: mock.patch.object(cpu, "TILE", 1 << 62))
+        engines["large batches"] = run(lambda: mock.patch.object(batching, "CPU_BUDGET", 1 << 30))
         engines["on one CPU stream, one core"] = run(one_stream)
     engines["unsorted, as they come"] = lambda: unsorted(encoder, texts, batch_size)
     return engines
