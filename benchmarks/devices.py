@@ -52,7 +52,7 @@ CHIPS: dict[str, Chip] = {
     "Apple M4": Chip(10, 120, None, _APPLE + _UNKNOWN),
     "Apple M4 Pro": Chip(20, 273, None, _APPLE + _UNKNOWN),
     "Apple M4 Max": Chip(40, 546, None, _APPLE + _UNKNOWN),
-    "Apple M5": Chip(10, 153, None, "Apple's newsroom, 15 October 2025; no clock published"),
+    "Apple M5": Chip(10, 153, None, "apple.com/newsroom, 15 October 2025; no clock published"),
     "Apple M5 Pro": Chip(20, 307, None, "Apple's press release of March 2026, as in lowyat.net/2026/385170"),
     "Apple M5 Max": Chip(40, 614, None, "Apple's press release of March 2026, as in lowyat.net/2026/385170"),
 }

@@ -60,7 +60,8 @@ def run(files: list[Path], output: Path, vocab_size: int) -> ByteLevelBPE:
 def example_sentences() -> list[str]:
     """The training texts of examples/data."""
     paths = sorted(DATA.glob("*/train.jsonl"))
-    return [json.loads(line)["text"] for path in paths for line in path.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for path in paths for line in path.read_text("utf-8").splitlines()]
+    return [row["text"] for row in rows if "text" in row]
 
 
 if __name__ == "__main__":

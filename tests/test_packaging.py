@@ -121,7 +121,7 @@ def test_importing_the_package_loads_nothing_heavy(bare: Path) -> None:
 def test_a_public_name_that_is_not_there_is_named() -> None:
     import mlx_bert
 
-    with pytest.raises(AttributeError, match=r"has no attribute 'Nonsense'\. Public names: Batch, BertCore"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'Nonsense'\. Public names: .*Batch, .*BertCore"):
         mlx_bert.Nonsense  # noqa: B018
 
 

@@ -59,7 +59,9 @@ class TensorBoardLog(Callback):
     def on_train_begin(self, trainer: Any) -> None:
         step = trainer.state.step
         # a run that was killed may have logged more than its last checkpoint has
-        self._writer = self._writer_class(str(self.folder), purge_step=step + 1 if step else None)
+        purge = step + 1 if step else None
+        # file names hold whole seconds: of two runs within one, the second would write over the first
+        self._writer = self._writer_class(str(self.folder), purge_step=purge, filename_suffix=f".{time.time_ns()}")
         shown = "\n".join(f"    {name}: {value}" for name, value in trainer.args.to_dict().items())
         self._writer.add_text("settings", shown, step)
 
