@@ -25,7 +25,7 @@ from benchmarks.models import ARCHITECTURES, find_model, label, random_core
 from benchmarks.timing import seconds
 from mlx_bert import blas
 from mlx_bert.core import BertCore
-from mlx_bert.inference.batching import compute_streams, run_batches
+from mlx_bert.inference.batching import TOKENS_PER_TEXT, compute_streams, run_batches, token_budget
 from mlx_bert.inference.encode import SentenceEncoder
 
 TYPES = ("float32", "float16", "bfloat16", "8bit")
@@ -146,23 +146,24 @@ def ragged(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int, kind
 
 
 def fixed(core: BertCore, batch: int, length: int, kind: str) -> Case:
-    """The encoder alone, on one shape without padding; a batch on each stream that ``encode`` uses."""
+    """The encoder alone on texts of one length, in the pieces and on the streams that ``encode`` uses; no padding."""
     random = np.random.default_rng(0)
     streams = compute_streams()
     high = core.config.vocab_size
-    ids = [mx.array(random.integers(high // 2, high, (batch, length), dtype=np.int32)) for _ in streams]
-    mx.eval(ids)
+    rows = max(1, token_budget(-(-batch * length // TOKENS_PER_TEXT)) // length)
+    ids = mx.array(random.integers(high // 2, high, (batch, length), dtype=np.int32))
+    pieces = [ids[start : start + rows] for start in range(0, batch, rows)]
+    mx.eval(pieces)
 
     def call() -> None:
         outputs = []
-        with blas.single_threaded() if len(streams) > 1 else nullcontext():
-            for stream, some in zip(streams, ids, strict=True):
-                with mx.stream(stream):
-                    outputs.append(core(some).last_hidden_state.sum(axis=1))
-                    mx.async_eval(outputs[-1])
+        with blas.single_threaded() if len(streams) > 1 and len(pieces) > 1 else nullcontext():
+            for number, piece in enumerate(pieces):
+                with mx.stream(streams[number % len(streams)]):
+                    outputs.append(core(piece).last_hidden_state.sum(axis=1))
             mx.eval(outputs)
 
-    lengths = [length] * batch * len(streams)
+    lengths = [length] * batch
     return Case(f"{batch} x {length}", kind, call, lengths, roofline.model_flops(core, lengths))
 
 
