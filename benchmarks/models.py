@@ -57,9 +57,7 @@ def random_folder(architecture: str, folder: str) -> str:
     """A model of ``ARCHITECTURES`` with made-up weights on disk, with MiniLM's tokenizer, for engines that want one."""
     path = Path(folder) / architecture
     random_core(architecture, "float32").save_pretrained(path)
-    if architecture.startswith(
-        "modernbert"
-    ):  # others know the names of ModernBertForMaskedLM, which the Hub has, alone
+    if architecture.startswith("modernbert"):  # other engines know the Hub's names alone
         weights = {f"model.{name}": array for name, array in read_weights(path).items()}
         mx.eval(weights)
         write_safetensors(path / WEIGHTS, entries_of(weights))
