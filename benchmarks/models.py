@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_bert.checkpoint import WEIGHTS, entries_of, float_dtype, read_weights, write_safetensors
+from mlx_bert.checkpoint import CONFIG, float_dtype, read_json, write_json
 from mlx_bert.core import BertCore
 from mlx_bert.tokenizer import Tokenizer
 
@@ -57,9 +57,8 @@ def random_folder(architecture: str, folder: str) -> str:
     """A model of ``ARCHITECTURES`` with made-up weights on disk, with MiniLM's tokenizer, for engines that want one."""
     path = Path(folder) / architecture
     random_core(architecture, "float32").save_pretrained(path)
-    if architecture.startswith("modernbert"):  # other engines know the Hub's names alone
-        weights = {f"model.{name}": array for name, array in read_weights(path).items()}
-        mx.eval(weights)
-        write_safetensors(path / WEIGHTS, entries_of(weights))
+    # mlx-embeddings takes a config without these for that of a masked language model, without pooling
+    named = {"architectures": ["ModernBertModel"]} if architecture.startswith("modernbert") else {}
+    write_json(path / CONFIG, {**read_json(path / CONFIG), **named, "classifier_pooling": "mean"})
     Tokenizer.from_pretrained(find_model(None)).save_pretrained(path)
     return str(path)
