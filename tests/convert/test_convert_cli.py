@@ -111,7 +111,9 @@ def test_inspect(bert_folder, capsys, edit_json):
 def test_interruption_leaves_nothing(large_folder, tmp_path, number, status):
     arguments = [large_folder, "--output", tmp_path / "out", "--quiet", "-q"]
     command = [sys.executable, "-m", "convert", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # a shell's background job ignores SIGINT, and so would what it starts
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.*/.model.safetensors.*")) and time.monotonic() < deadline:
