@@ -38,6 +38,9 @@ _own = threading.local()  # MLX streams belong to the thread that made them
 _worker: Worker | None = None
 _worker_lock = threading.Lock()
 _device = threading.Lock()
+_cache_lock = threading.Lock()
+_limits: list[int] = []  # of the jobs that run now
+_limit_before = 0  # MLX's own, to be put back
 
 
 class Worker(threading.Thread):
@@ -157,13 +160,22 @@ def compute_streams() -> list[mx.Stream]:
 
 @contextmanager
 def bounded_cache(limit: int = CACHE_LIMIT) -> Iterator[None]:
-    """Bound the freed buffers that MLX keeps, in bytes, and put the old bound back."""
-    before = mx.set_cache_limit(limit)
+    """Bound the freed buffers that MLX keeps, in bytes.
+
+    The limit is the process's: of several users at a time the lowest bound counts, and the last puts the old one back.
+    """
+    global _limit_before
+    with _cache_lock:
+        if not _limits:
+            _limit_before = mx.set_cache_limit(limit)
+        _limits.append(limit)
+        mx.set_cache_limit(min(_limit_before, *_limits))
     try:
-        mx.set_cache_limit(min(limit, before))
         yield
     finally:
-        mx.set_cache_limit(before)
+        with _cache_lock:
+            _limits.remove(limit)
+            mx.set_cache_limit(min(_limit_before, *_limits) if _limits else _limit_before)
 
 
 def run_batches(

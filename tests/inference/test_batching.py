@@ -94,6 +94,31 @@ def test_cache_limit_is_put_back():
         mx.set_cache_limit(before)
 
 
+def test_cache_limit_of_overlapping_jobs():
+    """The first job to end must not free the second, nor the second keep what it found."""
+    before = mx.set_cache_limit(123_456_789)
+
+    def now():
+        mx.set_cache_limit(limit := mx.set_cache_limit(0))
+        return limit
+
+    try:
+        first, second = bounded_cache(2000), bounded_cache(1000)
+        first.__enter__()
+        second.__enter__()
+        assert now() == 1000
+        first.__exit__(None, None, None)
+        assert now() == 1000
+        third = bounded_cache(3000)
+        third.__enter__()
+        second.__exit__(None, None, None)
+        assert now() == 3000
+        third.__exit__(None, None, None)
+        assert now() == 123_456_789
+    finally:
+        mx.set_cache_limit(before)
+
+
 def test_memory_is_flat_over_varying_lengths(encoder):
     """What stays allocated after a call does not grow with the number of lengths seen."""
     random = np.random.default_rng(0)
