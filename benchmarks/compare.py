@@ -1,7 +1,8 @@
 """Against others, and against ourselves with one optimisation switched off: same weights, same texts, same run.
 
-Outputs are checked equal first; then every engine runs once a round, and what counts is the median of the ratios
-within the rounds. Others run in processes and environments of their own (:mod:`benchmarks.peers`).
+Every engine runs once so that outputs can be checked equal, then once in every round, which measures the machine first.
+What counts is the median of the ratios within the rounds. Others run in processes and environments of their own
+(:mod:`benchmarks.peers`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
-from benchmarks.models import ARCHITECTURES, find_model, label, random_folder
+from benchmarks.models import ARCHITECTURES, find_model, label, name_of, random_folder, weight_type
 from benchmarks.peers.client import CHOICES, PEERS, Peer, python_of
 from benchmarks.timing import interleaved, ratios
 from mlx_bert import heap
@@ -63,7 +65,13 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure and return the result."""
+    """Measure and return the result.
+
+    Raises:
+        ValueError: options that do not fit, engines that do not agree, or a result of ours above the peak.
+    """
+    if args.rounds < 1:
+        raise ValueError(f"[benchmarks] expected --rounds of at least 1 but got {args.rounds}.")
     if args.architecture and not args.shape:
         raise ValueError("[benchmarks] expected --shape with --architecture, whose model knows no words.")
     with ExitStack() as stack:
@@ -81,46 +89,56 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             lengths = [len(e) for e in encoder.tokenizer.encode(inputs, max_length=encoder.max_seq_length)]
         outputs = {name: engine() for name, engine in engines.items()}
         about = {}
-        for name in chosen_peers(args.peer):
+        for name in chosen_peers(args.peer, fixed=args.shape is not None):
             peer = Peer(name, python_of(PEERS[name][0], install=True), folder, inputs, args.batch_size)
             stack.callback(peer.close)
             engines[name], outputs[name], about[name] = peer, peer.embeddings, peer.about
         check_equal(outputs)
-        before = roofline.measure(encoder.core.config)
-        taken = interleaved(engines, args.rounds, warmup=0)
-        after = roofline.measure(encoder.core.config)
-    peak = max(before.matmul_flops, after.matmul_flops)
+        config, dtype = encoder.core.config, weight_type(encoder.core)
+        peaks: list[float] = []
+        taken = interleaved(engines, args.rounds, lambda: peaks.append(roofline.matmul_peak(config, dtype=dtype)))
+        machine = replace(roofline.measure(config, dtype=dtype, count=2), matmul_flops=max(peaks))
     operations = roofline.model_flops(encoder.core, lengths)
     rows = []
     for name, each in taken.items():
         against = ratios(each, taken[OURS])
         middle = statistics.median(each)
+        # Others may compute in another type than the one that was measured: their share is left out then.
+        same = name not in about or dtype == mx.float32
+        shares = roofline.shares_of_peak(operations, each, peaks) if same else None
         rows.append(
             {
                 "engine": name,
                 "seconds": middle,
                 "texts/s": len(inputs) / middle,
-                "of peak": roofline.utilisation(operations, middle, peak),
+                "GFLOP/s": operations / middle / 1e9,
+                "of peak": shares and statistics.median(shares),
                 "mlx-bert is faster by": against["median"],
                 "least": against["min"],
                 "most": against["max"],
             }
         )
-    settings = {"model": args.architecture or label(args.model), "dtype": args.dtype or "as loaded"}
+    settings = {"model": args.architecture or label(args.model), "dtype": name_of(dtype)}
     settings |= {
         "texts": len(inputs),
         "batch_size": args.batch_size,
         "shape": args.shape and "x".join(map(str, args.shape)),
     }
     note = None if about else "No peer is installed: compared with ourselves only (--peer NAME installs one)."
-    return report.build("compare", settings, rows, note=note, peers=about)
+    return report.build("compare", settings, rows, note=note, peers=about, roofline=asdict(machine))
 
 
-def chosen_peers(asked: Sequence[str] | None) -> list[str]:
-    """The rows for the peers that were asked for; without asking, for those that can run at once."""
+def chosen_peers(asked: Sequence[str] | None, fixed: bool = False) -> list[str]:
+    """The rows for the peers that were asked for; without asking, for those that can run at once.
+
+    Rows of one length cannot be sorted: with ``fixed`` each peer has one row.
+    """
     if asked is not None:
-        return [name for name in PEERS if name.split(",")[0] in asked]
-    return [name for name, (script, _) in PEERS.items() if python_of(script, install=False)]
+        names = [name for name in PEERS if name.split(",")[0] in asked]
+    else:
+        names = [name for name, (script, _) in PEERS.items() if python_of(script, install=False)]
+    first = {PEERS[name][0]: name for name in reversed(names)}
+    return [name for name in names if not fixed or first[PEERS[name][0]] == name]
 
 
 def token_rows(encoder: SentenceEncoder, rows: int, length: int) -> list[list[int]]:

@@ -13,7 +13,7 @@ from benchmarks import html, report
 
 # Benchmark -> the options of a full and of a quick run.
 VERBS: dict[str, tuple[list[str], list[str]]] = {
-    "latency": ([], ["--calls", "5"]),
+    "latency": ([], ["--rounds", "2", "--calls", "3"]),
     "throughput": ([], ["--rounds", "2", "--texts", "64"]),
     "memory": (["--calls", "2000", "--converting", "0"], ["--calls", "50", "--converting", "0"]),
     "load": ([], ["--rounds", "2"]),

@@ -39,8 +39,12 @@ def png(result: Mapping[str, Any]) -> bytes | None:
 
 
 def _latency(axes: Any, rows: Sequence[Row]) -> None:
-    for name in ("p50", "p90", "p99", "first ms"):
-        axes.plot([row["tokens"] for row in rows], [row[name] for row in rows], marker="o", markersize=3, label=name)
+    types = list(dict.fromkeys(row["type"] for row in rows))
+    for kind in types:
+        own = [row for row in rows if row["type"] == kind]
+        for name in ("p50", "p90", "p99", "first ms") if len(types) == 1 else ("p50",):
+            what = f"{name}, {kind}" if len(types) > 1 else name
+            axes.plot([row["tokens"] for row in own], [row[name] for row in own], marker="o", markersize=3, label=what)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
     axes.set_xticks([row["tokens"] for row in rows], [str(row["tokens"]) for row in rows])
     axes.minorticks_off()

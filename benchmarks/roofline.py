@@ -109,6 +109,16 @@ def layer_windows(config: EncoderConfig) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def shares_of_peak(operations: float, seconds: Sequence[float], peaks: Sequence[float]) -> list[float]:
+    """Share of a round's own peak that was reached in each round.
+
+    Raises:
+        ValueError: more operations a second than the best matrix product of all rounds; see :func:`utilisation`.
+    """
+    utilisation(operations, min(seconds), max(peaks))
+    return [operations / each / peak for each, peak in zip(seconds, peaks, strict=True)]
+
+
 def utilisation(operations: float, seconds: float, peak: float) -> float:
     """Share of the peak that was reached.
 

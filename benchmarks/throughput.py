@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
-from benchmarks.models import ARCHITECTURES, find_model, label, random_core
-from benchmarks.timing import seconds
+from benchmarks.models import (
+    ARCHITECTURES,
+    add_types,
+    chosen_types,
+    label,
+    load_encoder,
+    name_of,
+    random_core,
+    weight_type,
+)
+from benchmarks.timing import interleaved
 from mlx_bert import blas
 from mlx_bert.core import BertCore
 from mlx_bert.inference.batching import TOKENS_PER_TEXT, compute_streams, run_batches, token_budget
 from mlx_bert.inference.encode import SentenceEncoder
 
-TYPES = ("float32", "float16", "bfloat16", "8bit")
 TOKENS = 4096  # of a fixed shape, and of the matrix products that it is held against
 LENGTHS = (128, 512, 4096)
 
@@ -38,11 +44,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=int, default=256, metavar="N", help="texts of the ragged corpus (default: 256)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="as for encode (default: 32)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, the median counts (default: 5)")
-    parser.add_argument(
-        "--types", nargs="+", choices=TYPES,
-        help="types of the weights (default: float32 float16 8bit on a GPU; as loaded on a CPU, which has no fast "
-        "16-bit or packed arithmetic)",
-    )  # fmt: skip
+    add_types(parser)
     parser.add_argument(
         "--architecture", choices=ARCHITECTURES,
         help="a model of this size with made-up weights instead of --model: fixed shapes only",
@@ -77,51 +79,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"[benchmarks] expected --rounds of at least 1 but got {args.rounds}.")
     cases, dtypes, config = [], {}, None
     for kind in chosen_types(args):
-        stored = None if kind == "8bit" else kind
-        encoder = None if args.architecture else SentenceEncoder.from_pretrained(find_model(args.model), dtype=stored)
-        core = random_core(args.architecture, kind or "float32") if encoder is None else encoder.core
-        if kind == "8bit":
-            nn.quantize(core.encoder, group_size=64 if core.config.hidden_size % 64 == 0 else 32, bits=8)
+        encoder = None if args.architecture else load_encoder(args.model, None, kind)
+        core = random_core(args.architecture, kind) if encoder is None else encoder.core
         config, name = core.config, kind or name_of(weight_type(core))
         dtypes[name] = weight_type(core)
         if encoder is not None:
             cases.append(ragged(encoder, ragged_texts(args.texts), args.batch_size, name))
         cases += [fixed(core, TOKENS // L, L, name) for L in LENGTHS if config.max_tokens >= L]
     cases = [with_memory(case) for case in cases]
-    taken: list[list[float]] = [[] for _ in cases]
     peaks: list[dict[str, float]] = []
-    for _ in range(args.rounds):
+
+    def calibrate() -> None:
         peaks.append({name: roofline.matmul_peak(config, TOKENS, dtype) for name, dtype in dtypes.items()})
-        for each, case in zip(taken, cases, strict=True):
-            each.append(seconds(case.call))
-    best = {name: max(peak[name] for peak in peaks) for name in dtypes}
-    rows = [row(case, each, peaks, best[case.type]) for case, each in zip(cases, taken, strict=True)]
-    machine = replace(roofline.measure(config, TOKENS, next(iter(dtypes.values())), 2), matmul_flops=max(best.values()))
+
+    taken = interleaved({(case.what, case.type): case.call for case in cases}, args.rounds, calibrate)
+    rows = [row(case, taken[case.what, case.type], [peak[case.type] for peak in peaks]) for case in cases]
+    best = max(max(peak.values()) for peak in peaks)
+    machine = replace(roofline.measure(config, TOKENS, next(iter(dtypes.values())), 2), matmul_flops=best)
     settings = {"model": args.architecture or label(args.model), "dtype": ", ".join(dtypes)}
     settings |= {"batch_size": args.batch_size, "rounds": args.rounds}
     rounds = [{name: value / 1e9 for name, value in peak.items()} for peak in peaks]
     return report.build("throughput", settings, rows, roofline=asdict(machine), matmul_gflops_of_rounds=rounds)
-
-
-def chosen_types(args: argparse.Namespace) -> Iterator[str | None]:
-    """The types to measure; None stands for the type as loaded."""
-    if args.types or args.dtype:
-        yield from args.types or [args.dtype]
-    elif mx.default_device().type == mx.DeviceType.gpu:
-        yield from ("float32", "float16", "8bit")
-    else:
-        yield None
-
-
-def weight_type(core: BertCore) -> mx.Dtype:
-    """The floating type that an encoder computes in."""
-    parameters = [array for _, array in tree_flatten(core.encoder.parameters())]
-    return next(array.dtype for array in parameters if mx.issubdtype(array.dtype, mx.floating))
-
-
-def name_of(dtype: mx.Dtype) -> str:
-    """Such as ``"float32"``."""
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def ragged(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int, kind: str) -> Case:
@@ -175,15 +153,10 @@ def with_memory(case: Case) -> Case:
     return replace(case, peak_bytes=mx.get_peak_memory())
 
 
-def row(case: Case, taken: Sequence[float], peaks: Sequence[dict[str, float]], best: float) -> dict[str, Any]:
-    """A case's row.
-
-    Raises:
-        ValueError: more operations a second than the best matrix product of all rounds.
-    """
-    middle, best_time = statistics.median(taken), min(taken)
-    roofline.utilisation(case.operations, best_time, best)
-    shares = [case.operations / each / peak[case.type] for each, peak in zip(taken, peaks, strict=True)]
+def row(case: Case, taken: Sequence[float], peaks: Sequence[float]) -> dict[str, Any]:
+    """A case's row, from its seconds and the peak of each round."""
+    middle = statistics.median(taken)
+    shares = roofline.shares_of_peak(case.operations, taken, peaks)
     return {
         "what": case.what,
         "type": case.type,

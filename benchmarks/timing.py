@@ -22,13 +22,19 @@ def rounds(call: Callable[[], Any], count: int, warmup: int = 1) -> list[float]:
     return [seconds(call) for _ in range(count)]
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], count: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, one of each a round, so that what else the machine does falls on all alike."""
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], count: int, first: Callable[[], Any] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each call, one of each a round, so that what else the machine does falls on all alike.
+
+    Args:
+        calls: name -> what is timed; each has run once already.
+        count: rounds. Every other one runs the calls the other way round.
+        first: runs at the beginning of each round, not timed.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(count):
+        first()
         order = list(calls) if number % 2 == 0 else list(calls)[::-1]
         for name in order:
             taken[name].append(seconds(calls[name]))

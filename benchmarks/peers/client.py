@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import FOLDER, REQUIREMENTS
+from mlx_bert.inference.fingerprint import fingerprint
 
+PATIENCE = 5  # seconds until a peer that does not end with its input is killed
 HOME_VARIABLE = "MLX_BERT_PEERS"  # where the environments are, if not in the user's cache
 # Name on the command line -> the script and its options.
 PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -48,12 +52,13 @@ def python_of(script: str, install: bool) -> str | None:
     Raises:
         ImportError: the installation failed.
     """
-    modules = [name.replace("-", "_") for name in REQUIREMENTS[script]]
+    modules = [re.match(r"[\w-]+", name)[0].replace("-", "_") for name in REQUIREMENTS[script]]
     if all(find_spec(module) is not None for module in modules):
         return sys.executable
     folder = home() / script
     python = folder / "bin" / "python"
-    if (folder / "complete").is_file():
+    complete, wanted = folder / "complete", "\n".join(REQUIREMENTS[script])
+    if complete.is_file() and complete.read_text(encoding="utf-8") == wanted:
         return str(python)
     if not install:
         return None
@@ -64,7 +69,7 @@ def python_of(script: str, install: bool) -> str | None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
         raise ImportError(f"[benchmarks] {script} could not be installed: {last}")
-    (folder / "complete").touch()
+    complete.write_text(wanted, encoding="utf-8")
     return str(python)
 
 
@@ -95,12 +100,16 @@ class Peer:
             command = [python, str(FOLDER / f"{script}.py"), "--model", model, "--texts", str(texts), "--out", str(out)]
             command += ["--batch-size", str(batch_size), *options]
             if script == "onnxruntime":
-                command += ["--onnx", str(home() / "models" / f"{Path(model).name}.onnx")]
+                command += ["--onnx", str(home() / "models" / f"{fingerprint(model)[:16]}.onnx")]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
-            self.about = self._answer()
-            self.embeddings = np.load(out)
+            try:
+                self.about = self._answer()
+                self.embeddings = np.load(out)
+            except BaseException:  # also Ctrl-C
+                self.close()
+                raise
 
     def __call__(self) -> float:
         """Encode everything again. Returns the seconds that the peer took."""
@@ -109,9 +118,14 @@ class Peer:
         return self._answer()["seconds"]
 
     def close(self) -> None:
-        """End the peer."""
-        self._process.stdin.close()
-        self._process.wait()
+        """End the peer, whatever it does. (It also ends by itself when this process is killed: its input ends then.)"""
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def export(folder: str, path: Path) -> None:
         dynamic_shapes=(sizes, sizes),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    program.save(path)
+    partial = path.with_name(f"partial-{path.name}")
+    program.save(partial)
+    partial.replace(path)
 
 
 def load(args: argparse.Namespace) -> Engine:

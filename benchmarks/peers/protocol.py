@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 Inputs = list[str] | list[list[int]]
@@ -37,6 +39,8 @@ def serve(load: Callable[[argparse.Namespace], Engine]) -> None:
     os.dup2(2, 1)  # libraries may print what they like
     sys.path.pop(0)  # this folder: its files have the names of the libraries that they import
 
+    asked = commands()
+
     def say(**message: Any) -> None:
         print(json.dumps(message), file=lines)
 
@@ -47,7 +51,7 @@ def serve(load: Callable[[argparse.Namespace], Engine]) -> None:
         engine = load(args)
         np.save(args.out, np.asarray(engine.encode(inputs), dtype=np.float32))
         say(ready=True, **engine.about)
-        for line in sys.stdin:
+        while line := asked.get():
             if line.strip() != "encode":
                 raise ValueError(f"[peers] expected the line 'encode' but got {line.strip()!r}.")
             wall, cpu = time.perf_counter(), time.process_time()
@@ -56,6 +60,20 @@ def serve(load: Callable[[argparse.Namespace], Engine]) -> None:
     except Exception as error:
         say(error=f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+def commands() -> SimpleQueue[str]:
+    """The lines of standard input as they come, from a thread that ends the process with the input."""
+    queue: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as source:  # unbuffered: no lock that an ending process needs
+            for line in source:
+                queue.put(line.decode())
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return queue
 
 
 def fast_blas() -> str:

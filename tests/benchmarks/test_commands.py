@@ -13,7 +13,7 @@ from mlx_bert.inference.encode import SentenceEncoder
 
 SMALL = {
     "throughput": ["--texts", "12", "--rounds", "2", "--types", "float32", "8bit"],
-    "latency": ["--calls", "2"],
+    "latency": ["--calls", "2", "--rounds", "2", "--lengths", "8", "64", "512", "--types", "float32", "8bit"],
     "memory": ["--calls", "20", "--converting", "60"],
     "load": ["--rounds", "2"],
     "compare": ["--texts", "12", "--rounds", "2"],
@@ -39,8 +39,15 @@ def test_each_command(tiny_bert_folder, tmp_path, verb, capsys):
         assert [sorted(peaks) for peaks in result["matmul_gflops_of_rounds"]] == [["8bit", "float32"]] * 2
         assert 0 <= rows[0]["padding"] < 0.5
     if verb == "latency":
-        assert [row["tokens"] for row in rows] == [8, 16, 32, 64]
-        assert all(row["p50"] <= row["p90"] <= row["p99"] for row in rows)
+        assert [(row["tokens"], row["type"]) for row in rows] == [
+            (8, "float32"),
+            (64, "float32"),
+            (8, "8bit"),
+            (64, "8bit"),
+        ]
+        assert all(0 < row["p50"] <= row["p90"] <= row["p99"] for row in rows)
+        assert all(row["first ms"] > 0 and 0 < row["of peak"] <= 1 for row in rows)
+        assert result["roofline"]["matmul_flops"] > max(row["GFLOP/s"] for row in rows) * 1e9
     if verb == "memory":
         calls = [row for row in rows if "calls" in row]
         assert calls[-1]["calls"] == 20
@@ -58,6 +65,8 @@ def test_each_command(tiny_bert_folder, tmp_path, verb, capsys):
         assert names[0] == "mlx-bert"
         assert names[-1] == "sentence-transformers"
         assert rows[0]["mlx-bert is faster by"] == 1
+        assert all(0 < row["of peak"] <= 1 for row in rows)
+        assert result["roofline"]["matmul_flops"] > max(row["GFLOP/s"] for row in rows) * 1e9
 
 
 def test_switches_really_switch(tiny_bert_folder, monkeypatch):

@@ -49,6 +49,10 @@ def test_more_than_the_peak_is_refused():
     assert roofline.utilisation(50.0, 1.0, 100.0) == 0.5
     with pytest.raises(ValueError, match=r"expected at most the measured peak of 0\.0 GFLOP/s but got 0\.0"):
         roofline.utilisation(103.0, 1.0, 100.0)
+    assert roofline.shares_of_peak(50.0, [1.0, 2.0], [100.0, 50.0]) == [0.5, 0.5]
+    assert roofline.shares_of_peak(50.0, [1.0, 2.0], [40.0, 50.0]) == [1.25, 0.5]  # a round's own peak may be low
+    with pytest.raises(ValueError, match="expected at most the measured peak"):
+        roofline.shares_of_peak(50.0, [1.0, 0.5], [90.0, 80.0])
 
 
 def test_roofline_is_measured():
@@ -63,8 +67,9 @@ def test_clock():
     assert len(timing.rounds(lambda: calls.append(1), 3, warmup=2)) == 3
     assert len(calls) == 5
     order = []
-    taken = timing.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, warmup=0)
-    assert order == ["a", "b", "b", "a", "a", "b"]
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    taken = timing.interleaved(calls, 3, lambda: order.append("first"))
+    assert order == ["first", "a", "b", "first", "b", "a", "first", "a", "b"]
     assert [len(each) for each in taken.values()] == [3, 3]
     assert timing.ratios([2, 6, 4], [1, 2, 4]) == {"median": 2, "min": 1, "max": 3}
     assert [timing.percentile([4, 1, 3, 2], share) for share in (0.01, 0.5, 0.75, 0.9, 1)] == [1, 2, 3, 4, 4]

@@ -23,18 +23,28 @@ serve(load)
 """
 
 
-def talk(tmp_path, lines, texts=("a", "ccc", "bb"), *options):
+def talk(tmp_path, asked, texts=("a", "ccc", "bb"), *options):
+    """What a script answers to each line; its input ends after the last answer."""
     script, source, out = tmp_path / "engine.py", tmp_path / "texts.json", tmp_path / "out.npy"
     script.write_text(ENGINE)
     source.write_text(json.dumps(texts))
     command = [sys.executable, str(script), "--model", ".", "--texts", str(source), "--out", str(out), *options]
     environment = os.environ | {"PYTHONPATH": str(FOLDER)}
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment)
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], out
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        said = [process.stdout.readline()]
+        for line in asked:
+            print(line, file=process.stdin, flush=True)
+            said.append(process.stdout.readline())
+        if "error" in said[-1]:
+            process.wait(20)  # it ends by itself
+        process.stdin.close()
+    return process.returncode, [json.loads(line) for line in said], out
 
 
 def test_a_script_reports_once_and_then_times_on_request(tmp_path):
-    code, said, out = talk(tmp_path, "encode\nencode\n", ("a", "ccc", "bb"), "--sort", "--batch-size", "2")
+    code, said, out = talk(tmp_path, ["encode", "encode"], ("a", "ccc", "bb"), "--sort", "--batch-size", "2")
     assert code == 0
     assert said[0] == {"ready": True, "engine": "lengths"}
     assert [set(line) for line in said[1:]] == [{"seconds", "cpu_seconds"}] * 2
@@ -42,7 +52,7 @@ def test_a_script_reports_once_and_then_times_on_request(tmp_path):
 
 
 def test_a_script_says_what_went_wrong(tmp_path):
-    code, said, _ = talk(tmp_path, "go\n")
+    code, said, _ = talk(tmp_path, ["go"])
     assert code == 1
     assert "expected the line 'encode' but got 'go'" in said[-1]["error"]
 

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import re
+import select
+import signal
 import subprocess
 import sys
 
@@ -13,12 +16,14 @@ from benchmarks import check, compare, html, plots, report
 from benchmarks.__main__ import main
 from benchmarks.peers import client
 
+ONE_CALL = ["--calls", "1", "--rounds", "1", "--lengths", "8"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
 def stored():
-    rows = [{"tokens": length, "first ms": 9.0, "p50": 1.0 * length, "p90": 2.0 * length, "p99": 3.0 * length}
+    times = {"first ms": 9.0, "type": "float32"}
+    rows = [{"tokens": length, **times, "p50": 1.0 * length, "p90": 2.0 * length, "p99": 3.0 * length}
             for length in (8, 16)]  # fmt: skip
     return report.build("latency", {"model": "tiny", "dtype": "float32"}, rows)
 
@@ -27,7 +32,7 @@ def test_check_names_what_got_slower(stored):
     new = copy.deepcopy(stored)
     assert check.check(new, stored) == ([], [])
     new["rows"][1] |= {"p50": 20.0, "p99": 1000.0}  # 25 % more; tails are not judged
-    assert check.check(new, stored) == (["16: p50 was 16 and is 20 (+25%)."], [])
+    assert check.check(new, stored) == (["float32 16: p50 was 16 and is 20 (+25%)."], [])
     assert check.check(new, stored, tolerance=0.3) == ([], [])
     assert check.check(stored, new) == ([], [])  # faster is no complaint
 
@@ -50,7 +55,7 @@ def test_check_says_what_does_not_compare(stored):
     new["rows"][0]["tokens"] = 32
     worse, notes = check.check(new, stored)
     assert worse == []
-    assert [note.split()[0] for note in notes] == ["processor", "dtype", "32:", "8:"]
+    assert [note.split()[0] for note in notes] == ["processor", "dtype", "float32", "float32"]
     with pytest.raises(ValueError, match=r"\[check\] expected a stored result of latency but got load"):
         check.check(stored, report.build("load", {}, []))
 
@@ -59,9 +64,9 @@ def test_check_on_the_command_line(tiny_bert_folder, tmp_path, capsys, stored):
     rows = [row | {"p50": 1e-9, "p90": 1e-9} for row in stored["rows"]]
     before = tmp_path / "before.json"
     before.write_text(json.dumps(stored | {"rows": rows}))
-    command = ["latency", "--model", str(tiny_bert_folder), "--calls", "1", "--check", str(before)]
+    command = ["latency", "--model", str(tiny_bert_folder), *ONE_CALL, "--check", str(before)]
     assert main(command) == 1
-    assert "worse: 8: p50 was 1e-09" in capsys.readouterr().out
+    assert "worse: float32 8: p50 was 1e-09" in capsys.readouterr().out
     before.write_text(json.dumps(stored | {"rows": [row | {"p50": 1e9} for row in stored["rows"]]}))
     assert main(command) == 0
     before.write_text("{}")
@@ -72,7 +77,8 @@ def test_check_on_the_command_line(tiny_bert_folder, tmp_path, capsys, stored):
 @pytest.mark.parametrize(
     ("verb", "rows"),
     [
-        ("latency", [{"tokens": 8, "first ms": 2.0, "p50": 1.0, "p90": 1.5, "p99": 1.9}]),
+        ("latency", [{"tokens": 8, "type": "float32", "first ms": 2.0, "p50": 1.0, "p90": 1.5, "p99": 1.9}]),
+        ("latency", [{"tokens": 8, "type": "float32", "p50": 1.0}, {"tokens": 8, "type": "8bit", "p50": 2.0}]),
         ("throughput", [{"what": "8 x 512", "type": "float32", "of peak": 0.5}]),
         ("memory", [{"calls": 1, "active MB": 1.0, "cache MB": 2.0, "process MB": 3.0}, {"converting": "as stored"}]),
         ("load", [{"what": "load, first", "seconds": 0.1}]),
@@ -105,9 +111,9 @@ def test_the_page_needs_nothing_else(stored):
 
 def test_plot_beside_the_result(tiny_bert_folder, tmp_path, capsys):
     output = tmp_path / "latency.json"
-    assert main(["latency", "--model", str(tiny_bert_folder), "--calls", "1", "--plot"]) == 2
+    assert main(["latency", "--model", str(tiny_bert_folder), *ONE_CALL, "--plot"]) == 2
     assert "expected --save or --output with --plot" in capsys.readouterr().err
-    command = ["latency", "--model", str(tiny_bert_folder), "--calls", "1", "--plot", "--output", str(output)]
+    command = ["latency", "--model", str(tiny_bert_folder), *ONE_CALL, "--plot", "--output", str(output)]
     assert main(command) == 0
     assert output.with_suffix(".png").read_bytes().startswith(PNG)
 
@@ -160,6 +166,66 @@ def test_a_peer_answers(fake_peer):
     assert peer._process.returncode == 0
 
 
+# Encodes at once the first time; then for ever, while a pipe that the test reads is held open.
+SLOW = """
+import time
+from protocol import Engine, serve
+
+def load(args):
+    import numpy as np
+    holding = []
+    def encode(inputs):
+        if args.batch_size == 1 or holding:
+            while True:
+                sum(range(1000))
+        holding.append(open(args.model, "w"))
+        return np.ones((len(inputs), 2))
+    return Engine(encode, {"engine": "slow"})
+
+serve(load)
+"""
+PARENT = """
+import sys
+from pathlib import Path
+from benchmarks.peers import client
+
+client.FOLDER = Path(sys.argv[1])
+client.PEERS["slow"] = ("slow", ())
+peer = client.Peer("slow", sys.executable, sys.argv[2], ["a"], 4)
+print("asking", flush=True)
+peer()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_peer_ends_with_who_asked(tmp_path, fake_peer, number):
+    (tmp_path / "slow.py").write_text(SLOW)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(pipe)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout.readline() == "asking\n"
+        assert select.select([held], [], [], 0.2)[0] == []  # the peer runs and says nothing
+        parent.send_signal(number)
+    assert select.select([held], [], [], 20)[0] == [held]  # the end of the pipe: its only writer is gone
+    assert os.read(held, 1) == b""
+    os.close(held)
+
+
+def test_a_peer_runs_once_for_the_check_and_once_a_round(fake_peer, tmp_path, tiny_bert_folder, monkeypatch):
+    counts = tmp_path / "counts"
+    counting = RUNNER.replace("lambda inputs:", f"lambda inputs: open({str(counts)!r}, 'a').write('x') and")
+    (tmp_path / "fake.py").write_text(counting)
+    monkeypatch.setitem(client.REQUIREMENTS, "fake", ())
+    monkeypatch.setattr(client, "CHOICES", ("fake",))
+    monkeypatch.setattr(compare, "chosen_peers", lambda *_, **__: ["fake"])
+    monkeypatch.setattr(compare, "check_equal", lambda outputs: None)
+    monkeypatch.setattr(compare.roofline, "utilisation", lambda *_: 0.5)  # it computes nothing, too fast to be true
+    assert main(["compare", "--model", str(tiny_bert_folder), "--shape", "2x16", "--rounds", "1"]) == 0
+    assert counts.read_text() == "xx"
+
+
 def test_a_peer_that_fails_says_why(fake_peer):
     with pytest.raises(ValueError, match=r"\[benchmarks\] fake failed: RuntimeError: no luck"):
         client.Peer(fake_peer, sys.executable, "nowhere", ["a"], 13)
@@ -170,7 +236,10 @@ def test_which_peers_run(monkeypatch, tmp_path):
     assert client.python_of("sentence_transformers", install=False) == sys.executable
     assert client.python_of("mlx_vlm", install=False) is None
     (tmp_path / "mlx_vlm").mkdir()
-    (tmp_path / "mlx_vlm" / "complete").touch()
+    complete = tmp_path / "mlx_vlm" / "complete"
+    complete.write_text("what an older version needed")
+    assert client.python_of("mlx_vlm", install=False) is None
+    complete.write_text("\n".join(client.REQUIREMENTS["mlx_vlm"]))
     assert client.python_of("mlx_vlm", install=False) == str(tmp_path / "mlx_vlm" / "bin" / "python")
     assert compare.chosen_peers(["mlx-embeddings", "onnxruntime"]) == [
         "mlx-embeddings",
@@ -178,6 +247,10 @@ def test_which_peers_run(monkeypatch, tmp_path):
         "onnxruntime",
     ]
     assert compare.chosen_peers(["none"]) == []
+    assert compare.chosen_peers(["mlx-embeddings", "mlx-vlm"], fixed=True) == [
+        "mlx-embeddings",
+        "mlx-vlm, sorted by its caller",
+    ]
 
 
 def test_an_installation_that_fails_says_why(monkeypatch, tmp_path):
