@@ -37,7 +37,7 @@ CACHE_LIMIT = 1 << 30  # bytes of freed buffers that MLX may hoard during a job;
 _own = threading.local()  # MLX streams belong to the thread that made them
 _worker: Worker | None = None
 _worker_lock = threading.Lock()
-_device = threading.Lock()
+_device = threading.RLock()
 _cache_lock = threading.Lock()
 _limits: list[int] = []  # of the jobs that run now
 _limit_before = 0  # MLX's own, to be put back
@@ -85,7 +85,9 @@ def on_device(call: Callable[[], Any]) -> Any:
     (The main thread may hold weights that are not evaluated yet: only the thread that made such an array can do it.)
     """
     global _worker
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is _worker:
+        return call()
+    if _is_main():
         with _device:
             return call()
     with _worker_lock:
@@ -100,6 +102,27 @@ def on_device(call: Callable[[], Any]) -> Any:
             return call()
 
     return _worker.do(turn)
+
+
+def compute(call: Callable[..., Any], *inputs: Any) -> Any:
+    """``call(*inputs)`` on the device, for inputs of a caller in any thread and results that go back to it.
+
+    Outside the main thread arrays are evaluated before they change hands: only the thread that made them can do it.
+    """
+    if _is_main():
+        return on_device(partial(call, *inputs))
+    mx.eval(_arrays(inputs))
+
+    def run() -> Any:
+        result = call(*inputs)
+        mx.eval(_arrays(result))
+        return result
+
+    return on_device(run)
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int, bucket: int = BUCKET) -> list[list[int]]:

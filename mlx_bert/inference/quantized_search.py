@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_bert.inference.batching import compute
 from mlx_bert.inference.quantization import check_precision, dequantize_embeddings, quantize_embeddings
 
 QUERY_CHUNK = 256
@@ -155,12 +156,16 @@ def _candidates(codes: np.ndarray, corpus: np.ndarray, precision: str, count: in
     if not len(codes):
         return np.zeros((0, C), np.int64), np.zeros((0, C), np.int64)
     places, scores = np.zeros((len(codes), 0), np.int64), np.zeros((len(codes), 0), np.int64)
-    for start in range(0, len(corpus), step):
-        chunk = unpack(np.ascontiguousarray(corpus[start : start + step]))
-        found = []
+
+    def best_of(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        chunk, found = unpack(rows), []
         for at in range(0, len(codes), QUERY_CHUNK):
             products = _integer_products(unpack(codes[at : at + QUERY_CHUNK]), chunk)
             found.append(_first_best((products - width) // 2 if bits else products, C))
+        return found
+
+    for start in range(0, len(corpus), step):
+        found = compute(best_of, np.ascontiguousarray(corpus[start : start + step]))
         places = np.concatenate([places, np.concatenate([place for place, _ in found]) + start], axis=1)
         scores = np.concatenate([scores, np.concatenate([score for _, score in found])], axis=1)
         order = np.lexsort((places, -scores), axis=1)[:, :C]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_bert.inference.batching import compute
 from mlx_bert.inference.similarity import SIMILARITIES, as_matrix, check_name, normalize
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def nearest(
     ):
         if value < 1:
             raise ValueError(f"[search] expected {name} of at least 1 but got {value}.")
+    queries, corpus = on_host(queries), on_host(corpus)
     if queries.ndim == 1:
         queries = queries[None]
     if queries.shape[1] != corpus.shape[1]:
@@ -61,19 +63,26 @@ def nearest(
     K = min(top_k, len(corpus))
     places = np.zeros((len(queries), 0), np.int64)
     scores = np.zeros((len(queries), 0), np.float32)
-    for start in range(0, len(corpus), corpus_chunk_size):
+
+    def best_of(queries: Matrix, corpus: Matrix, start: int) -> list[tuple[np.ndarray, np.ndarray]]:
         chunk = prepare(corpus[start : start + corpus_chunk_size])
-        found = [
-            _best(score(prepare(queries[at : at + query_chunk_size]), chunk), K)
-            for at in range(0, len(queries), query_chunk_size)
-        ]
-        if not found:
-            break
+        blocks = range(0, len(queries), query_chunk_size)
+        return [_best(score(prepare(queries[at : at + query_chunk_size]), chunk), K) for at in blocks]
+
+    for start in range(0, len(corpus) if len(queries) else 0, corpus_chunk_size):
+        found = compute(best_of, queries, corpus, start)
         places = np.concatenate([places, np.concatenate([place for place, _ in found]) + start], axis=1)
         scores = np.concatenate([scores, np.concatenate([value for _, value in found])], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
         places, scores = np.take_along_axis(places, order, 1), np.take_along_axis(scores, order, 1)
     return places, scores
+
+
+def on_host(embeddings: Matrix) -> Matrix:
+    """MLX arrays as numpy ``(N, D)``, so that rows can be taken in any thread; anything else as it is."""
+    if not isinstance(embeddings, mx.array):
+        return embeddings
+    return compute(lambda rows: np.asarray(rows.astype(mx.float32)), embeddings)
 
 
 def _best(scores: mx.array, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +118,7 @@ def paraphrase_mining_embeddings(
     Returns:
         ``(score, i, j)`` with ``i < j``, each pair once, best first.
     """
+    embeddings = on_host(embeddings)
     kept = np.zeros((0, 2), np.int64)
     kept_scores = np.zeros(0, np.float32)
     for start in range(0, len(embeddings), block):
@@ -148,10 +158,11 @@ def community_detection(
     """
     if len(embeddings) < max(1, min_community_size):
         return []
-    unit = normalize(as_matrix(embeddings))
+    embeddings = on_host(embeddings)
+    unit = compute(lambda: normalize(as_matrix(embeddings)))
     found: list[tuple[int, np.ndarray]] = []
     for start in range(0, len(embeddings), batch_size):
-        cosines = np.asarray(unit[start : start + batch_size] @ unit.T)
+        cosines = compute(lambda start: np.asarray(unit[start : start + batch_size] @ unit.T), start)
         for row in np.flatnonzero((cosines >= threshold).sum(axis=1) >= min_community_size):
             members = np.flatnonzero(cosines[row] >= threshold)
             found.append((start + int(row), members[np.argsort(-cosines[row, members], kind="stable")]))
@@ -204,6 +215,7 @@ def mine_hard_negatives(
         raise ValueError(f"[search] expected {len(queries)} lists of positives but got {len(positives)}.")
     if not 0 <= range_min < range_max:
         raise ValueError(f"[search] expected 0 <= range_min < range_max but got {range_min} and {range_max}.")
+    queries, corpus = on_host(queries), on_host(corpus)
     with_margin = absolute_margin is not None or relative_margin is not None
     most = max((len(right) for right in positives), default=0)
     places, scores = nearest(queries, corpus, range_max + most, **options)

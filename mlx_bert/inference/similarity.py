@@ -6,11 +6,15 @@ Dimensions: N and M embeddings, D values each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_bert.inference.batching import compute
+
 Embeddings = mx.array | np.ndarray | Sequence[mx.array] | Sequence[np.ndarray] | Sequence[Sequence[float]]
+Similarity = Callable[[mx.array, mx.array], mx.array]
 CHUNK_VALUES = 1 << 24  # the largest N * M * D that Manhattan distances hold at a time
 
 
@@ -66,14 +70,14 @@ def _by_chunks(a: mx.array, b: mx.array, reduce: Callable[[mx.array], mx.array])
     return mx.concatenate(parts) if parts else mx.zeros((0, b.shape[0]))
 
 
-SIMILARITIES: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
+SIMILARITIES: dict[str, Similarity] = {
     "cosine": cosine,
     "dot": dot,
     "euclidean": euclidean,
     "manhattan": manhattan,
 }
 
-PAIRWISE: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
+PAIRWISE: dict[str, Similarity] = {
     "cosine": lambda a, b: mx.sum(normalize(a) * normalize(b), axis=-1),
     "dot": lambda a, b: mx.sum(a * b, axis=-1),
     "euclidean": lambda a, b: -mx.linalg.norm(a - b, axis=-1),
@@ -98,10 +102,7 @@ def similarity(a: Embeddings, b: Embeddings, name: str = "cosine") -> mx.array:
     Raises:
         ValueError: an unknown name, or widths that differ.
     """
-    check_name(name)
-    a, b = as_matrix(a), as_matrix(b)
-    _check_widths(a, b)
-    return SIMILARITIES[name](a, b)
+    return compute(partial(_all_pairs, SIMILARITIES[check_name(name)]), a, b)
 
 
 def similarity_pairwise(a: Embeddings, b: Embeddings, name: str = "cosine") -> mx.array:
@@ -110,12 +111,21 @@ def similarity_pairwise(a: Embeddings, b: Embeddings, name: str = "cosine") -> m
     Raises:
         ValueError: an unknown name, or shapes that differ.
     """
-    check_name(name)
+    return compute(partial(_row_by_row, PAIRWISE[check_name(name)]), a, b)
+
+
+def _all_pairs(score: Similarity, a: Embeddings, b: Embeddings) -> mx.array:
+    a, b = as_matrix(a), as_matrix(b)
+    _check_widths(a, b)
+    return score(a, b)
+
+
+def _row_by_row(score: Similarity, a: Embeddings, b: Embeddings) -> mx.array:
     a, b = as_matrix(a), as_matrix(b)
     _check_widths(a, b)
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"[similarity] expected as many rows on both sides but got {a.shape[0]} and {b.shape[0]}.")
-    return PAIRWISE[name](a, b)
+    return score(a, b)
 
 
 def _check_widths(a: mx.array, b: mx.array) -> None:
