@@ -65,7 +65,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "heads",
     ),
     # Fine-tuning what inference runs.
-    "mlx_bert.training.sentence": (
+    "mlx_bert.training.sentence": ("mlx_bert.training", "mlx_bert.inference", "mlx_bert.data"),
+    "mlx_bert.training.sentence_objective": (
         "mlx_bert.training",
         "mlx_bert.inference",
         "mlx_bert.model",

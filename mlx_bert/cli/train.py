@@ -78,6 +78,7 @@ ONLY = {
     "matryoshka": ("train_embedding",),
     "chunk_size": ("train_embedding",),
     "prompt": ("train_embedding",),
+    "gather_across_ranks": ("train_embedding",),
     "hard_negatives": ("train_embedding",),
     "max_query_length": ("train_cross_encoder",),
     "packed": ("train_masked_lm",),
@@ -147,6 +148,11 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     texts.add_argument(
         "--batch-sampler", choices=("length_buckets", "no_duplicates"), default="length_buckets",
         help="no_duplicates: no text twice in a batch, which would be a wrong negative (default: length_buckets)",
+    )  # fmt: skip
+    texts.add_argument(
+        "--gather-across-ranks", action="store_true",
+        help="embedding: of several ranks (docs/distributed.md), take the loss over the batches of all, whose texts are "
+        "more negatives",
     )  # fmt: skip
     texts.add_argument("--hard-negatives", type=int, metavar="N", help="mine N negatives for each pair, every epoch")
     texts.add_argument("--prompt", metavar="TEXT", help="put this before each text")

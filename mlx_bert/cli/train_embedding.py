@@ -38,6 +38,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         prompts=args.prompt,
         batch_sampler=args.batch_sampler,
         hard_negatives=mining,
+        gather_across_ranks=args.gather_across_ranks,
         callbacks=callbacks(),
     )
     lines = {

@@ -54,6 +54,10 @@ class World:
         """Whether this is rank 0, which alone writes and prints."""
         return self.rank == 0
 
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have alike, on every rank."""
+        return {"size": self.size}
+
     def total(self, arrays: Flat, numbers: Iterable[float] = ()) -> tuple[Flat, list[float]]:
         """Sums over all ranks, the same bits on each.
 

@@ -48,7 +48,8 @@ class Feed:
         evaluation: the same; None for no evaluation.
         tokenizer: for examples of text.
         collate: examples -> batch.
-        sampler: batches of each epoch; None makes length-bucketed shuffled ones.
+        sampler: batches of each epoch, which the ranks take by turns, or this rank's ``RankShares`` of them; None makes
+            length-bucketed shuffled ones.
         needs_labels: whether every example must have ``labels``.
         world: the processes that share the batches; None for this one alone. ``batch_size`` is that of each.
 
@@ -78,7 +79,8 @@ class Feed:
         lengths = [token_count(example) for example in self.train]
         whole = sampler or LengthBucketSampler(lengths, ranks * args.batch_size, args.seed, weights=self._weights())
         # a sampler of one's own made whole batches on purpose (of one task, without duplicates)
-        self.sampler = RankShares(whole, world, split=sampler is None) if world and ranks > 1 else whole
+        alone = ranks == 1 or isinstance(sampler, RankShares)
+        self.sampler = whole if alone else RankShares(whole, world, split=sampler is None)
         self._cached: dict[str, list[Example]] = {}
 
     def prepare(self, examples: Sequence[Example], name: str) -> list[Example]:

@@ -19,6 +19,7 @@ from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.search import mine_negative_texts
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.distributed import World
 from mlx_bert.training.sentence_data import keys_of, sentence_examples
 
 FOLDER = "hard_negatives"
@@ -61,10 +62,13 @@ class MinedBatches(Callback):
         prompts: of the anchors and of all other texts.
         args: batch size, seed, folder.
         batch_sampler: ``"length_buckets"`` or ``"no_duplicates"``; the latter counts the negatives, too.
+        world: the ranks of the run: rank 0 mines for all, and keeps what it found.
 
     Raises:
         ValueError: not two texts in each row, or too few candidates.
     """
+
+    main_only = True  # of the callback: the folder is rank 0's
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class MinedBatches(Callback):
         prompts: Sequence[str],
         args: TrainingArgs,
         batch_sampler: str,
+        world: World,
     ) -> None:
         if len(pairs[0]) != 2:
             raise ValueError(
@@ -84,6 +89,7 @@ class MinedBatches(Callback):
         self.settings, self.encoder, self.pairs = settings, encoder, pairs
         self.examples, self.prompts, self.args = examples, prompts, args
         self.batch_sampler = batch_sampler
+        self.world = world
         self.folder = Path(args.output_dir) / FOLDER
         self.candidates = list(dict.fromkeys([*(positive for _, positive in pairs), *settings.corpus]))
         self.right: dict[str, set[str]] = {}
@@ -111,13 +117,7 @@ class MinedBatches(Callback):
         """The batches of an epoch; mines first if it is time."""
         every = self.settings.every
         mined_at = epoch - epoch % every if every else 0
-        path = self.folder / f"epoch_{mined_at}.json"
-        if path.is_file():
-            self.negatives = read_json(path)["negatives"]
-        else:
-            self.negatives = self._mine(mined_at)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"negatives": self.negatives})
+        self.negatives = self.world.on_main(lambda: self._kept_or_mined(mined_at))
         full = [self._with_negatives(example) for example in self.examples]
         if self.batch_sampler == "no_duplicates":
             return NoDuplicatesSampler(keys_of(full), self.args.batch_size, self.args.seed).batches(epoch)
@@ -138,6 +138,15 @@ class MinedBatches(Callback):
             return example
         own = [self.ids[text] for text in self.negatives[example[ROW]]]
         return {**example, "input_ids": [*example["input_ids"], *own]}
+
+    def _kept_or_mined(self, epoch: int) -> list[list[str]]:
+        path = self.folder / f"epoch_{epoch}.json"
+        if path.is_file():
+            return read_json(path)["negatives"]
+        negatives = self._mine(epoch)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"negatives": negatives})
+        return negatives
 
     def _mine(self, epoch: int) -> list[list[str]]:
         self.encoder.core.eval()

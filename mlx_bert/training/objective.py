@@ -23,7 +23,11 @@ LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "hamming
 
 
 class Objective(Protocol):
-    """What the trainer needs to know of a task. With ``needs_labels = False`` examples may come without labels."""
+    """What the trainer needs to know of a task. With ``needs_labels = False`` examples may come without labels.
+
+    One whose loss exchanges arrays with other ranks has ``sit_out()``, which a rank calls in place of ``loss`` for an
+    empty batch; it is not compiled.
+    """
 
     def forward(self, model: nn.Module, batch: Arrays) -> dict[str, Any]:
         """The model's outputs for a batch. Compiled: no host code that depends on values."""

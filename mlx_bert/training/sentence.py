@@ -1,30 +1,17 @@
-"""``SentenceEncoderTrainer``: fine-tune a ``SentenceEncoder`` on pairs, triplets, scores or a teacher.
-
-Dimension key: B batch, L tokens, E embedding size, N texts of an example.
-"""
+"""``SentenceEncoderTrainer``: fine-tune a ``SentenceEncoder`` on pairs, triplets, scores or a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-
-from heads.metrics import similarity_metrics
-from mlx_bert.data.collate import Arrays
 from mlx_bert.data.readers import Example
 from mlx_bert.data.unique_texts import NoDuplicatesSampler
 from mlx_bert.inference.encode import SentenceEncoder
-from mlx_bert.inference.sentence_modules import POOLED
-from mlx_bert.model import BertWithHead
-from mlx_bert.tokenizer import Batch
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
-from mlx_bert.training.gradient_cache import embed_in_chunks
+from mlx_bert.training.distributed import RankShares, World
 from mlx_bert.training.hard_negatives import HardNegatives, MinedBatches
 from mlx_bert.training.objective import evaluate
 from mlx_bert.training.sentence_data import (
@@ -37,90 +24,12 @@ from mlx_bert.training.sentence_data import (
     texts_of,
 )
 from mlx_bert.training.sentence_losses import SentenceLoss
+from mlx_bert.training.sentence_objective import GatheredObjective, SentenceModel, SentenceObjective
 from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer
 
 SAMPLERS = ("length_buckets", "no_duplicates")
 Evaluator = Callable[[SentenceEncoder], Mapping[str, float]]
-
-
-class SentenceModel(nn.Module):
-    """A ``SentenceEncoder`` as a module: its encoder is ``bert``, what stands behind it is ``head``."""
-
-    def __init__(self, encoder: SentenceEncoder) -> None:
-        super().__init__()
-        self.bert = encoder.core
-        self.head = encoder.modules
-        self._encoder = encoder
-
-    # which parts of `bert` train
-    freeze_bert = BertWithHead.freeze_bert
-    unfreeze_bert = BertWithHead.unfreeze_bert
-
-    @property
-    def encoder(self) -> SentenceEncoder:
-        """The encoder whose weights these are."""
-        return self._encoder
-
-    def __call__(self, part: Arrays, prompt_length: int = 0) -> mx.array:
-        """Embeddings ``(B, E)`` of ``input_ids (B, L)`` and maybe ``attention_mask (B, L)``.
-
-        Args:
-            part: the arrays.
-            prompt_length: tokens of the prompt, for poolings that leave it out.
-        """
-        batch = Batch(part["input_ids"], part.get("attention_mask"), None)
-        return self.encoder(batch, prompt_length)[POOLED]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that ``SentenceEncoder.from_pretrained`` and sentence-transformers load."""
-        self.encoder.save_pretrained(folder, overwrite=True)
-
-
-class SentenceObjective:
-    """The loss of embeddings.
-
-    Args:
-        loss: of a batch.
-        prompt_lengths: tokens of the prompt of each text of an example.
-    """
-
-    def __init__(self, loss: SentenceLoss, prompt_lengths: Sequence[int]) -> None:
-        self.embedding_loss = loss
-        self.prompt_lengths = list(prompt_lengths)
-        self.needs_labels = loss.needs_labels
-
-    def forward(self, model: SentenceModel, batch: Arrays) -> dict[str, mx.array]:
-        """The embeddings of each text, N times ``(B, E)``."""
-
-        def embed(number: int, part: Arrays) -> mx.array:
-            # negatives that were mined come last and have the prompt of the column before them
-            return model(part, self.prompt_lengths[min(number, len(self.prompt_lengths) - 1)])
-
-        chunk_size = getattr(self.embedding_loss, "chunk_size", None)
-        parts = batch["parts"]
-        if chunk_size is None:
-            embeddings = [embed(number, part) for number, part in enumerate(parts)]
-        else:
-            embeddings = embed_in_chunks(model, embed, parts, chunk_size)
-        return {f"embeddings_{number}": array for number, array in enumerate(embeddings)}
-
-    def loss(self, model: SentenceModel, outputs: Mapping[str, mx.array], batch: Arrays) -> tuple[mx.array, mx.array]:
-        """The loss of a batch and its number of examples."""
-        embeddings = [outputs[f"embeddings_{number}"] for number in range(len(outputs))]
-        return self.embedding_loss(embeddings, batch.get("labels")), mx.array(float(embeddings[0].shape[0]))
-
-    def metrics(self, model: SentenceModel, outputs: Mapping[str, Any], labels: Any) -> dict[str, float]:
-        """Of pairs with a score, ``spearman_cosine`` and ``pearson_cosine``; of triplets, ``cosine_accuracy``."""
-        vectors = [np.asarray(outputs[f"embeddings_{number}"], dtype=np.float64) for number in range(len(outputs))]
-        vectors = [rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in vectors]
-        cosines = [(vectors[0] * rows).sum(axis=1) for rows in vectors[1:]]
-        if len(vectors) == 2 and labels is not None and labels.ndim == 1:
-            found = similarity_metrics(cosines[0], np.asarray(labels))
-            return {f"{name}_cosine": value for name, value in found.items()}
-        if len(vectors) == 3 and labels is None:
-            return {"cosine_accuracy": float((cosines[0] > cosines[1]).mean())}
-        return {}
 
 
 class SentenceEncoderTrainer(Trainer):
@@ -155,6 +64,8 @@ class SentenceEncoderTrainer(Trainer):
         prompts: goes before each text, or one for each column; None for the encoder's default prompt, if it has one.
         batch_sampler: ``"length_buckets"``, or ``"no_duplicates"``: no text is twice in a batch.
         hard_negatives: add mined negatives to the (anchor, positive) pairs, before and during the training.
+        gather_across_ranks: of data-parallel training (docs/distributed.md): take the loss over the batches of all
+            ranks, so that in-batch negatives are those of all; otherwise each rank has its own.
         callbacks: called in order.
 
     Raises:
@@ -173,6 +84,7 @@ class SentenceEncoderTrainer(Trainer):
         prompts: Prompts | None = None,
         batch_sampler: str = "length_buckets",
         hard_negatives: HardNegatives | None = None,
+        gather_across_ranks: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if batch_sampler not in SAMPLERS:
@@ -200,14 +112,21 @@ class SentenceEncoderTrainer(Trainer):
             tokenizer.pad_id, tokenizer.padding_side, max_length=self.max_length, exact=not compiles(args)
         )
         before = prompts_of(columns, self.prompts)
+        world = World()
+        gather = gather_across_ranks and world.size > 1
+        batch_size = args.batch_size * (world.size if gather else 1)  # of a batch that the ranks share
         sampler: Any = None
         if hard_negatives is not None:
             pairs = [list(texts_of(row).values()) for row in train_examples]
-            sampler = MinedBatches(hard_negatives, encoder, pairs, train, before, args, batch_sampler)
+            whole = replace(args, batch_size=batch_size)
+            sampler = MinedBatches(hard_negatives, encoder, pairs, train, before, whole, batch_sampler, world)
             collate, callbacks = sampler.collator(collate), [*callbacks, sampler]
         elif batch_sampler == "no_duplicates":
-            sampler = NoDuplicatesSampler(keys_of(train), args.batch_size, args.seed)
-        objective = SentenceObjective(loss, [encoder.prompt_length(prompt) for prompt in before])
+            sampler = NoDuplicatesSampler(keys_of(train), batch_size, args.seed)
+        if gather and sampler is not None:
+            sampler = RankShares(sampler, world, split=True)
+        lengths = [encoder.prompt_length(prompt) for prompt in before]
+        objective = GatheredObjective(loss, lengths, world) if gather else SentenceObjective(loss, lengths)
         super().__init__(
             SentenceModel(encoder), args, train, evaluation, collate=collate, objective=objective,
             callbacks=callbacks, sampler=sampler,

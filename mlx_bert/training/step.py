@@ -79,8 +79,11 @@ class TrainingStep:
         state = [model.state, optimizer.state, self.average, mx.random.state]
         compiled = maybe_compile(args)
         self._whole = compiled(self._whole_step, inputs=state, outputs=state)
-        self._part = compiled(self._part_step, inputs=[model.state, mx.random.state, self._sums],
-                                outputs=[model.state, mx.random.state, self._sums])  # fmt: skip
+        self._sit_out = getattr(objective, "sit_out", None)
+        # a loss that the ranks compute together waits for them, which a compiled function cannot
+        part = (lambda function, **_: function) if self._sit_out else compiled
+        self._part = part(self._part_step, inputs=[model.state, mx.random.state, self._sums],
+                            outputs=[model.state, mx.random.state, self._sums])  # fmt: skip
         self._finish = compiled(self._finish_step, inputs=[*state, self._sums], outputs=state)
 
     def __call__(
@@ -108,6 +111,8 @@ class TrainingStep:
         losses, weights = [], []
         for batch, seed in zip(batches, seeds, strict=True):
             if batch is None:
+                if self._sit_out:
+                    self._sit_out()
                 losses.append(mx.array(0.0))
                 weights.append(mx.array(0.0))
                 continue

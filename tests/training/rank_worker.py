@@ -11,14 +11,20 @@ from pathlib import Path
 
 import mlx.nn as nn
 
+from mlx_bert.core import BertCore
 from mlx_bert.data.collate import token_count, tokenize_examples
 from mlx_bert.data.samplers import LengthBucketSampler
+from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.inference.sentence_modules import Pooling
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Tokenizer
+from mlx_bert.training import sentence_losses
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.hard_negatives import HardNegatives
 from mlx_bert.training.optimizers import GroupedOptimizer
 from mlx_bert.training.outcome import TrainingInterrupted
+from mlx_bert.training.sentence import SentenceEncoderTrainer
 from mlx_bert.training.trainer import Trainer
 
 STEP = 0.1  # of plain gradient descent, whose weights differ as the gradients do
@@ -46,6 +52,30 @@ def build(settings, rank=0, callbacks=()):
     return Trainer(model, args, data, evaluation, tokenizer, callbacks=callbacks, sampler=sampler)
 
 
+def build_sentence(settings, run, output):
+    """The trainer of a sentence encoder without dropout; ``run`` has its loss and options."""
+    loss = getattr(sentence_losses, run["loss"])(**run.get("loss_options", {}))
+    if "chunk_size" in run:
+        loss = sentence_losses.Cached(loss, run["chunk_size"])
+    core = BertCore.from_pretrained(settings["model"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    pooling = Pooling({"word_embedding_dimension": core.get_hidden_size(), "pooling_mode_mean_tokens": True})
+    encoder = SentenceEncoder(core, Tokenizer.from_pretrained(settings["model"]), [pooling])
+    options = dict(run.get("options", {}))
+    if mined := options.pop("hard_negatives", None):
+        options["hard_negatives"] = HardNegatives(**mined)
+    args = TrainingArgs(**{**settings["args"], **run.get("args", {})}, output_dir=output)
+    return SentenceEncoderTrainer(encoder, args, run["data"], run.get("evaluation"), loss=loss, **options)
+
+
+def train_sentences(settings, rank):
+    """Losses of the updates and metrics of each run."""
+    found = []
+    for number, run in enumerate(settings["runs"]):
+        result = build_sentence(settings, run, f"{settings['output'][rank]}/{number}").train()
+        found.append({"losses": [record["loss"] for record in result.history["steps"]], "metrics": result.metrics})
+    return found
+
+
 class Signal(Callback):
     """Sends this process SIGTERM after some updates, as a user would."""
 
@@ -69,6 +99,9 @@ def main():
     rank = int(os.environ["MLX_RANK"])
     if settings.get("plain"):
         GroupedOptimizer.apply = gradient_descent
+    if "runs" in settings:
+        print(json.dumps(train_sentences(settings, rank)))
+        return 0
     callbacks = [Log()]
     if rank == 1 and "stop_at" in settings:
         callbacks.append(Signal(settings["stop_at"]))

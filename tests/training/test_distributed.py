@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 
 from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
 from mlx_bert.training.distributed import RankShares, World, _chunks
-from mlx_bert.training.optimizers import GroupedOptimizer
+from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
+from mlx_bert.training.sentence_objective import GatheredObjective
+from mlx_bert.training.step import TrainingStep, flat_parameters
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -143,6 +145,66 @@ def test_batches_of_an_own_sampler_stay_whole_and_are_like_accumulated_ones(sett
     accumulated = {**own, "args": {**args, "gradient_accumulation_steps": 2}, "output": [str(tmp_path / "alone")]}
     alone(accumulated, monkeypatch)
     assert_close(weights(tmp_path / "alone/final_model"), weights(tmp_path / "ranks/final_model"), 2e-6)
+
+
+def pairs_of(toy, count, seed=0):
+    """(anchor, positive) texts of one class."""
+    rows = sorted(toy.examples(2 * count, seed), key=lambda row: row["labels"])
+    return [{"anchor": a["text"], "positive": b["text"]} for a, b in zip(rows[::2], rows[1::2], strict=True)]
+
+
+def test_in_batch_negatives_of_all_ranks(toy, tmp_path, monkeypatch):
+    pairs = pairs_of(toy, 17)
+    pairs[7] = pairs[3]  # for no_duplicates
+    triplets = [{**pair, "negative": other["positive"]} for pair, other in zip(pairs, pairs[::-1], strict=True)]
+    scored = [{"a": a, "b": b, "score": n % 5 / 4} for n, (a, b) in enumerate(map(dict.values, pairs))]
+    gather, low = {"gather_across_ranks": True}, {"scale": 3.0}
+    ranking = {"loss": "MultipleNegativesRanking", "data": pairs}
+    runs = [
+        {**ranking, "data": triplets, "loss_options": {**low, "symmetric": True}, "options": gather,
+         "evaluation": triplets[:10]},
+        {**ranking, "loss_options": low, "options": {**gather, "batch_sampler": "no_duplicates"}, "chunk_size": 3},
+        {**ranking, "loss_options": low, "options": {**gather, "hard_negatives": {"num_negatives": 2}},
+         "args": {"gradient_accumulation_steps": 2, "epochs": 2}},
+        {"loss": "CoSENT", "data": scored, "options": gather, "args": {"dtype": "bfloat16"}},
+        {**ranking, "data": triplets, "loss_options": {**low, "symmetric": True}},
+    ]  # fmt: skip
+    # 17 rows in batches of 8: one of the last batch's two parts is empty
+    args = {**ARGS, "log_every": 1, "epochs": 1, "save_every": "no"}
+    del args["metric"]
+    settings = {"model": str(toy.folder), "args": args, "runs": runs, "plain": True}
+    outputs = [str(tmp_path / "ranks"), str(tmp_path / "nothing")]
+    (found, code, _), (second, other_code, _) = run_ranks(tmp_path, {**settings, "output": outputs})
+    assert (code, other_code) == (0, 0)
+    assert not (tmp_path / "nothing").exists()
+    monkeypatch.setattr(GroupedOptimizer, "apply", rank_worker.gradient_descent)
+    double = {**settings, "args": {**args, "batch_size": 8}, "output": [str(tmp_path / "alone")]}
+    expected = rank_worker.train_sentences(double, 0)
+    for number, (ours, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert ours == second[number]
+        models = [
+            load_file(tmp_path / who / str(number) / "final_model/model.safetensors") for who in ("ranks", "alone")
+        ]
+        if number < 3:
+            assert ours["losses"] == pytest.approx(wanted["losses"], abs=2e-5), number
+            assert_close(*models, 5e-6)
+        elif number == 3:  # to the rounding of bfloat16
+            assert ours["losses"] == pytest.approx(wanted["losses"], rel=2e-2)
+        else:  # each rank's own negatives are another loss
+            assert np.abs(np.subtract(ours["losses"], wanted["losses"])).max() > 0.5
+    assert (tmp_path / "ranks/2/hard_negatives/epoch_1.json").is_file()
+
+
+def test_a_loss_over_all_ranks_is_not_compiled(toy, tmp_path):
+    """It waits for the other ranks."""
+    settings = {"model": str(toy.folder), "args": {**ARGS, "metric": None, "compile": True, "freeze": "none"}}
+    run = {"loss": "MultipleNegativesRanking", "data": pairs_of(toy, 4)}
+    trainer = rank_worker.build_sentence(settings, run, str(tmp_path))
+    plain, gathered = trainer.objective, GatheredObjective(trainer.objective.embedding_loss, [0, 0], World())
+    optimizer = GroupedOptimizer(parameter_groups(trainer.model, trainer.args), flat_parameters(trainer.model))
+    steps = [TrainingStep(trainer.model, objective, optimizer, trainer.args) for objective in (plain, gathered)]
+    assert [step._part == step._part_step for step in steps] == [False, True]
+    assert all(step._finish != step._finish_step for step in steps)
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, tmp_path):
