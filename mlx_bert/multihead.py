@@ -18,21 +18,13 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from heads import MultiTaskNLPHead, NLPTaskConfig, NLPTaskType
-from mlx_bert.checkpoint import (
-    entries_of,
-    new_folder,
-    ready_folder,
-    write_json,
-    write_safetensors,
-)
+from mlx_bert.checkpoint import new_folder, ready_folder
 from mlx_bert.core import BertCore
-from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
 from mlx_bert.data.labels import LabelMap, class_weights
-from mlx_bert.data.readers import Example, read_examples
-from mlx_bert.data.splits import split_examples
+from mlx_bert.data.readers import Example
+from mlx_bert.data.sources import Source
 from mlx_bert.inference.batching import run_batches
-from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, MULTIHEAD_ENCODER, MULTIHEAD_HEADS, read_multihead
+from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, read_multihead, write_multihead
 from mlx_bert.model import BertWithHead
 from mlx_bert.multihead_analysis import analysis_of, display_analysis
 from mlx_bert.multihead_config import (
@@ -43,14 +35,29 @@ from mlx_bert.multihead_config import (
     MultiheadConfig,
     TrainingConfig,
 )
+from mlx_bert.multihead_data import (
+    Splits,
+    data_digest,
+    label_maps,
+    label_of,
+    labels_of,
+    read_task_data,
+    split_tasks,
+    task_files,
+)
+from mlx_bert.multihead_training import (
+    TaskHeads,
+    build_head,
+    describe_run,
+    find_run,
+    freeze_of,
+    next_run,
+    train_heads,
+    training_args,
+)
 from mlx_bert.tokenizer import Batch, Tokenizer
-from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
-from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
-from mlx_bert.training.trainer import Trainer, TrainResult
-
-HEADS_ONLY_FACTOR = 10.0  # while the encoder is frozen, the heads learn this much faster
-
+from mlx_bert.training.trainer import TrainResult
 
 __all__ = [
     "EncoderConfig",
@@ -78,7 +85,7 @@ class MultiheadClassifier:
         self.tokenizer: Tokenizer | None = None
         self._labels: dict[str, LabelMap] = {}
         self._weights: dict[str, list[float]] = {}
-        self._splits: dict[str, list[Example]] = {}
+        self._splits: Splits = {}
 
     @classmethod
     def new(
@@ -95,15 +102,17 @@ class MultiheadClassifier:
             class_weights: {task: weight of each label}, which count if ``loss.use_class_weights`` is set.
         """
         classifier = cls(config)
-        settings = classifier.config.training
+        classifier._build(dict(labels), {task: list(weights) for task, weights in class_weights.items()})
+        return classifier
+
+    def _build(self, labels: dict[str, LabelMap], weights: dict[str, list[float]]) -> None:
+        settings = self.config.training
         mx.random.seed(settings.seed)
         folder = ready_folder(settings.model_name)
-        classifier.tokenizer = Tokenizer.from_pretrained(folder)
-        classifier._labels = dict(labels)
-        classifier._weights = {task: list(weights) for task, weights in class_weights.items()}
-        core = BertCore.from_pretrained(folder)
-        classifier.model = BertWithHead(core, classifier._build_head(core.get_hidden_size()))
-        return classifier
+        tokenizer, core = Tokenizer.from_pretrained(folder), BertCore.from_pretrained(folder)
+        head = build_head(self.config, labels, weights, core.get_hidden_size())
+        self.model, self.tokenizer, self.is_trained = BertWithHead(core, head), tokenizer, False
+        self._labels, self._weights = labels, weights
 
     @property
     def tasks(self) -> list[str]:
@@ -112,61 +121,75 @@ class MultiheadClassifier:
 
     def get_labels(self, task: str) -> list[str]:
         """The labels of a task, in the order of their ids."""
-        return list(self._label_map(task).names)
+        return list(labels_of(self._labels, task).names)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
     def train(
         self,
-        data: Mapping[str, Sequence[Mapping[str, Any]]],
+        data: Mapping[str, Source] | None = None,
         progress: bool = True,
-        validation: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        validation: Mapping[str, Source] | None = None,
         callbacks: Sequence[Callback] = (),
+        data_save_dir: str | Path | None = None,
+        resume: bool = False,
     ) -> TrainResult:
         """Train all heads together: first the heads alone, then with the top layers of the encoder.
 
+        Each run gets a numbered folder in ``training.output_dir``; its ``best_model`` (``final_model`` without
+        validation data) is what :meth:`load` takes.
+
         Args:
-            data: {task: [{"text": ..., "label": ...}, ...]}; each task may have texts of its own.
+            data: {task: [{"text": ..., "label": ...}, ...]}; each task may have texts of its own. In place of rows
+                also a file of them.
             progress: show progress bars.
             validation: the same, to choose the best weights by; then ``val_size`` does not count.
             callbacks: told of every update and evaluation; see ``mlx_bert.training.callbacks``.
+            data_save_dir: in place of ``data``, a folder with a file for each task: ``{task}.json``, ``.jsonl``,
+                ``.csv``, ``.tsv`` or ``.parquet``.
+            resume: continue the newest run of the same data from its last checkpoint, exactly; begin anew if there is
+                none.
 
         Returns:
             What the run came to; the best weights are in the model.
 
         Raises:
-            ValueError: no data, bad rows, a task of a single class, weights for a task that is not there, or tasks or
-                labels in ``validation`` that ``data`` lacks.
+            FileNotFoundError: no such file or folder.
+            FileExistsError: the run to resume is complete.
+            ValueError: no data, bad rows, a task of a single class, weights for a task that is not there, tasks or
+                labels in ``validation`` that ``data`` lacks, or a run to resume that had other settings.
+            TrainingInterrupted: Ctrl-C or SIGTERM came; a checkpoint was written first.
         """
-        examples = _read(data)
-        held_out = None if validation is None else _read(validation)
-        tasks = list(data)
-        if unknown := sorted(set(self.config.loss.task_weights) - set(tasks)):
-            raise ValueError(f"[multihead] loss.task_weights names {unknown}, but the tasks are {', '.join(tasks)}.")
-        self._labels = {
-            task: LabelMap.from_labels(example["label"] for example in examples if example["task"] == task)
-            for task in tasks
-        }
+        if data is not None and data_save_dir is not None:
+            raise ValueError("[multihead] expected either data or data_save_dir but got both. Leave one out.")
+        examples = read_task_data(task_files(data_save_dir) if data_save_dir is not None else data or {})
+        held_out = None if validation is None else read_task_data(validation)
+        labels = label_maps(examples)
+        if unknown := sorted(set(self.config.loss.task_weights) - set(labels)):
+            raise ValueError(f"[multihead] loss.task_weights names {unknown}, but the tasks are {', '.join(labels)}.")
         for example in held_out or ():
-            self._id(example)
-        self._split(examples, held_out)
-        settings = self.config.training
-        mx.random.seed(settings.seed)
-        folder = ready_folder(settings.model_name)
-        self.tokenizer = Tokenizer.from_pretrained(folder)
-        self._weights = {task: self._class_weights(task) for task in tasks}
-        core = BertCore.from_pretrained(folder)
-        self.model = BertWithHead(core, self._build_head(core.get_hidden_size()))
-        result = self._run(self._splits["train"], self._splits["validation"], self._freeze(), progress, callbacks)
+            label_of(labels, example)
+        splits = self._split(examples, held_out)
+        runs, digest = Path(self.config.training.output_dir), data_digest(examples, held_out)
+        run = (find_run(runs, digest, self.config) if resume else None) or next_run(runs)
+        self._build(labels, {task: _class_weights(names, task, splits["train"]) for task, names in labels.items()})
+        self._splits = splits
+        freeze = freeze_of(self.config.encoder.unfreeze_layers, self.model.bert.get_num_layers())
+        args = training_args(self.config, freeze, bool(splits["validation"]), run, progress)
+        describe_run(run, digest, self.config)
+        model = TaskHeads(self.model.bert, self.model.head, self.write)
+        result = train_heads(model, self.tokenizer, self.config, labels, splits, args, callbacks, resume)
         self.is_trained = True
         return result
 
-    def add_task(self, task: str, rows: Sequence[Mapping[str, Any]], progress: bool = True) -> TrainResult:
+    def add_task(self, task: str, rows: Source, progress: bool = True) -> TrainResult:
         """Train a head for one more task on the encoder as it is; the other tasks stay exactly what they were.
+
+        If that fails, the classifier is as before.
 
         Args:
             task: its name.
-            rows: [{"text": ..., "label": ...}, ...].
+            rows: [{"text": ..., "label": ...}, ...], or a file of them.
             progress: show progress bars.
 
         Raises:
@@ -176,145 +199,33 @@ class MultiheadClassifier:
         self._require_trained("add_task")
         if task in self._labels:
             raise ValueError(f"[multihead] the task {task!r} is there already. Choose another name.")
-        examples = _read({task: rows})
-        before = self.model.head.state_arrays()
-        old_splits = self._splits
-        self._labels[task] = LabelMap.from_labels(example["label"] for example in examples)
-        self._split(examples)
-        self._weights[task] = self._class_weights(task)
+        examples = read_task_data({task: rows})
+        splits = self._split(examples)
+        labels = {**self._labels, **label_maps(examples)}
+        weights = {**self._weights, task: _class_weights(labels[task], task, splits["train"])}
         mx.random.seed(self.config.training.seed)
-        head = self._build_head(self.model.bert.get_hidden_size())
-        head.load_state_arrays({**head.state_arrays(), **before})
+        head = build_head(self.config, labels, weights, self.model.bert.get_hidden_size())
+        head.load_state_arrays({**head.state_arrays(), **self.model.head.state_arrays()})
         for name, module in head.task_heads.items():
             if name != task:
                 module.freeze()
-        self.model = BertWithHead(self.model.bert, head)
-        result = self._run(self._splits["train"], self._splits["validation"], "backbone", progress)
+        before = self.model, self._labels, self._weights
+        self.model, self._labels, self._weights = BertWithHead(self.model.bert, head), labels, weights
+        run = next_run(Path(self.config.training.output_dir))
+        args = training_args(self.config, "backbone", bool(splits["validation"]), run, progress)
+        model = TaskHeads(self.model.bert, head, self.write)
+        try:
+            result = train_heads(model, self.tokenizer, self.config, labels, splits, args)
+        except BaseException:  # also when interrupted
+            self.model, self._labels, self._weights = before
+            raise
         head.unfreeze()
-        self._splits = {name: old_splits.get(name, []) + self._splits[name] for name in self._splits}
+        self._splits = {name: self._splits.get(name, []) + part for name, part in splits.items()}
         return result
 
-    def _split(self, examples: Sequence[Example], held_out: list[Example] | None = None) -> None:
+    def _split(self, examples: Sequence[Example], held_out: list[Example] | None = None) -> Splits:
         settings = self.config.training
-        parts = split_examples(
-            [example["label"] for example in examples],
-            settings.val_size if held_out is None else 0.0,
-            settings.test_size,
-            [example["task"] for example in examples],
-            settings.seed,
-        )
-        self._splits = {name: [examples[index] for index in indices] for name, indices in parts._asdict().items()}
-        if held_out is not None:
-            self._splits["validation"] = held_out
-
-    def _class_weights(self, task: str) -> list[float]:
-        counts = Counter(example["label"] for example in self._splits["train"] if example["task"] == task)
-        return class_weights([counts[name] for name in self._labels[task].names])
-
-    def _build_head(self, hidden_size: int) -> MultiTaskNLPHead:
-        head, loss = self.config.head, self.config.loss
-        tasks = [
-            NLPTaskConfig(
-                task,
-                NLPTaskType.TEXT_CLASSIFICATION,
-                num_classes=len(labels),
-                loss_weight=loss.task_weights.get(task, 1.0),
-                label_smoothing=loss.label_smoothing,
-            )
-            for task, labels in self._labels.items()
-        ]
-        width = int(hidden_size * head.hidden_multiplier)
-        focal = {"loss": "focal", "focal_gamma": loss.focal_gamma} if loss.use_focal_loss else {}
-        weights = {task: {"class_weights": values} for task, values in self._weights.items()}
-        return MultiTaskNLPHead(
-            tasks,
-            hidden_size,
-            head_kwargs=weights if loss.use_class_weights else None,
-            pooling_type=self.config.pooling,
-            hidden_sizes=[width] * head.hidden_layers,
-            activation=head.activation,
-            dropout_rate=head.dropout,
-            use_layer_norm=False,
-            use_input_norm=False,
-            **focal,
-        )
-
-    def _freeze(self) -> str:
-        layers, top = self.model.bert.get_num_layers(), self.config.encoder.unfreeze_layers
-        if top is None:
-            return "none"
-        if top == 0:
-            return "backbone"
-        return str(layers - top) if top < layers else "embeddings"
-
-    def _run(
-        self,
-        train: list[Example],
-        validation: list[Example],
-        freeze: str,
-        progress: bool,
-        callbacks: Sequence[Callback] = (),
-    ) -> TrainResult:
-        settings, encoder, evaluation = self.config.training, self.config.encoder, self.config.eval
-        train = tokenize_examples(train, self.tokenizer, settings.max_length)
-        tasks = list(dict.fromkeys(example["task"] for example in train))
-        train = [{**example, "labels": {example["task"]: self._id(example)}} for example in train]
-        # In evaluation, every example has a label of every task, so that batches may mix tasks.
-        held_out = [
-            {
-                **example,
-                "labels": {task: self._id(example) if task == example["task"] else IGNORE_INDEX for task in tasks},
-            }
-            for example in validation
-        ]
-        heads_only = freeze == "backbone"  # then both phases are one
-        freeze_epochs = 0 if heads_only else encoder.freeze_epochs
-        heads_only_rate = HEADS_ONLY_FACTOR * settings.learning_rate
-        args = TrainingArgs(
-            output_dir=str(_next_run(Path(settings.output_dir))),
-            epochs=settings.epochs + (encoder.freeze_epochs if heads_only else 0),
-            batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            learning_rate=settings.learning_rate * encoder.lr_multiplier,
-            head_learning_rate=heads_only_rate if heads_only else settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup_ratio=settings.warmup_ratio,
-            max_grad_norm=settings.max_grad_norm,
-            freeze=freeze,
-            freeze_epochs=freeze_epochs,
-            freeze_learning_rate=heads_only_rate if freeze_epochs else None,
-            max_length=settings.max_length,
-            metric=evaluation.metric if held_out else None,
-            patience=max(0, evaluation.patience) if held_out else 0,
-            min_delta=evaluation.min_delta,
-            save_every="no",
-            seed=settings.seed,
-            progress=progress,
-        )
-        lengths = [token_count(example) for example in train]
-        sampler = TaskBatches(
-            [example["task"] for example in train],
-            lengths,
-            settings.batch_size,
-            self.config.task_sampling,
-            settings.seed,
-        )
-        trainer = Trainer(
-            self.model,
-            args,
-            train,
-            held_out or None,
-            tokenizer=self.tokenizer,
-            objective=MultiTaskObjective(),
-            callbacks=callbacks,
-            sampler=sampler,
-        )
-        result = trainer.train()
-        self.model.unfreeze_bert()
-        return result
-
-    def _id(self, example: Example) -> int:
-        return self._label_map(example["task"]).index(example["label"])
+        return split_tasks(examples, held_out, settings.val_size, settings.test_size, settings.seed)
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
@@ -337,7 +248,7 @@ class MultiheadClassifier:
             ValueError: an unknown task.
         """
         self._require_trained("predict")
-        self._label_map(task)
+        labels_of(self._labels, task)
         return self._predict(texts, [task], return_all_scores, show_progress_bar)[task]
 
     def predict_all_tasks(
@@ -378,14 +289,14 @@ class MultiheadClassifier:
         self,
         split: str = "test",
         tasks: Sequence[str] | None = None,
-        data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        data: Mapping[str, Source] | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Where the model is right and wrong on a part of its own data, or on other data.
 
         Args:
             split: ``"train"``, ``"validation"`` or ``"test"``.
             tasks: the tasks to look at; None for all.
-            data: rows as for :meth:`train` to look at, in place of a part.
+            data: as for :meth:`train`, to look at in place of a part.
 
         Returns:
             {task: what :func:`~mlx_bert.multihead_analysis.analysis_of` says}.
@@ -396,7 +307,7 @@ class MultiheadClassifier:
         """
         self._require_trained("analyze")
         if data is not None:
-            examples = _read(data)
+            examples = read_task_data(data)
             return {task: self._analyze(task, examples) for task in (data if tasks is None else tasks)}
         if not self._splits:
             raise RuntimeError("[multihead] analyze needs the data of the training, which a loaded model lacks.")
@@ -405,7 +316,7 @@ class MultiheadClassifier:
         return {task: self._analyze(task, self._splits[split]) for task in (self.tasks if tasks is None else tasks)}
 
     def _analyze(self, task: str, examples: Sequence[Example]) -> dict[str, Any]:
-        names = list(self._label_map(task).names)
+        names = list(labels_of(self._labels, task).names)
         examples = [example for example in examples if example["task"] == task]
         if not examples:
             raise ValueError(f"[multihead] this part of the data has no examples of the task {task!r}.")
@@ -433,17 +344,12 @@ class MultiheadClassifier:
         if path.exists() and any(path.iterdir()) and not (path / MULTIHEAD_CONFIG).is_file():
             raise FileExistsError(f"[multihead] {path} exists and is no multihead model. Choose another folder.")
         with new_folder(path, overwrite=True) as folder:
-            self.model.bert.save_pretrained(folder / MULTIHEAD_ENCODER)
-            self.tokenizer.save_pretrained(folder / MULTIHEAD_ENCODER)
-            write_safetensors(folder / MULTIHEAD_HEADS, entries_of(self.model.head.state_arrays()))
-            saved = {
-                "config": self.config.to_dict(),
-                "head": self.model.head.get_config(),
-                "labels": {task: labels.to_dict() for task, labels in self._labels.items()},
-                "class_weights": self._weights,
-            }
-            write_json(folder / MULTIHEAD_CONFIG, saved)
+            self.write(folder)
         return path
+
+    def write(self, folder: Path) -> None:
+        """Write the files of :meth:`save` into a folder that is there, also while training."""
+        write_multihead(folder, self.model, self.tokenizer, self.config.to_dict(), self._labels, self._weights)
 
     def load(self, path: str | Path | None = None) -> Self:
         """Take everything from a folder of :meth:`save`: settings, labels, weights.
@@ -462,36 +368,11 @@ class MultiheadClassifier:
         self.is_trained = True
         return self
 
-    def _label_map(self, task: str) -> LabelMap:
-        if task not in self._labels:
-            raise ValueError(f"[multihead] expected task to be one of {', '.join(self.tasks)} but got {task!r}.")
-        return self._labels[task]
-
     def _require_trained(self, what: str) -> None:
         if not self.is_trained:
             raise RuntimeError(f"[multihead] {what} needs a trained model. Call train or load first.")
 
 
-def _read(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Example]:
-    """Check the rows of all tasks; the result has ``text``, ``label`` (a string) and ``task``."""
-    if not data:
-        raise ValueError("No training data provided. Give {task: [{'text': ..., 'label': ...}, ...]}.")
-    examples = []
-    for task, rows in data.items():
-        try:
-            named = [{**row, "label": str(row["label"])} if row.get("label") is not None else row for row in rows]
-            read = read_examples(named)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"[multihead] the data of the task {task!r} cannot be used: {error}") from None
-        if len({example["label"] for example in read}) < 2:
-            raise ValueError(f"[multihead] the task {task!r} has a single label. There is nothing to tell apart.")
-        examples += [{**example, "task": task} for example in read]
-    return examples
-
-
-def _next_run(folder: Path) -> Path:
-    """``run-1``, ``run-2``, ...: the first that is not there."""
-    number = 1
-    while (folder / f"run-{number}").exists():
-        number += 1
-    return folder / f"run-{number}"
+def _class_weights(labels: LabelMap, task: str, examples: Sequence[Example]) -> list[float]:
+    counts = Counter(example["label"] for example in examples if example["task"] == task)
+    return class_weights([counts[name] for name in labels.names])

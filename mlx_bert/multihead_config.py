@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from mlx_bert.training.args import DTYPES
+
 POOLINGS = ("mean", "cls", "max")
 SAMPLINGS = ("proportional", "sqrt", "equal")
 METRICS = ("accuracy", "f1", "loss")
@@ -30,6 +32,9 @@ class TrainingConfig:
         output_dir: each run gets a numbered folder in it.
         save_path: where :meth:`MultiheadClassifier.save` writes by default.
         seed: of splits, shuffling, dropout and new heads.
+        dtype: of the computation, ``"float32"`` or ``"bfloat16"``; the trained weights are float32 in any case.
+        save_every: when to write a checkpoint to resume from: ``"epoch"``, ``"no"`` (only when interrupted), or a
+            number of updates.
     """
 
     model_name: str = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
@@ -46,6 +51,8 @@ class TrainingConfig:
     output_dir: str = "./training_output"
     save_path: str = "./model"
     seed: int = 42
+    dtype: str = "float32"
+    save_every: str | int = "epoch"
 
 
 @dataclass
@@ -140,6 +147,7 @@ class MultiheadConfig:
             ("task_sampling", self.task_sampling, SAMPLINGS),
             ("eval.metric", self.eval.metric, METRICS),
             ("head.activation", self.head.activation, ACTIVATIONS),
+            ("training.dtype", self.training.dtype, DTYPES),
         )
         for name, value, known in checks:
             if value not in known:
@@ -148,6 +156,12 @@ class MultiheadConfig:
             raise ValueError(
                 "[multihead] expected head.hidden_layers of 0 or more and a positive head.hidden_multiplier but got "
                 f"{self.head.hidden_layers} and {self.head.hidden_multiplier}."
+            )
+        top = self.encoder.unfreeze_layers
+        if self.encoder.freeze_epochs < 0 or (top is not None and top < 0):
+            raise ValueError(
+                "[multihead] expected encoder.freeze_epochs of 0 or more and encoder.unfreeze_layers of 0 or more, or "
+                f"None for all, but got {self.encoder.freeze_epochs} and {top}."
             )
         if any(weight < 0 for weight in self.loss.task_weights.values()):
             raise ValueError(f"[multihead] expected no negative loss.task_weights but got {self.loss.task_weights}.")

@@ -5,30 +5,18 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mlx_bert.cli.task_options import TaskSource, read_task_parts
 from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
 from mlx_bert.data.labels import LabelMap, class_weights
-from mlx_bert.model import BertWithHead
 from mlx_bert.mtl_training import DifficultySampler, task_difficulties
 from mlx_bert.multihead import MultiheadClassifier
+from mlx_bert.multihead_training import TaskHeads
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
 from mlx_bert.training.trainer import Trainer
 
 LOSS_OPTIONS = ("use_focal_loss", "focal_gamma", "label_smoothing")
-
-
-class TaskHeads(BertWithHead):
-    """The model of a classifier, saved as the classifier."""
-
-    def __init__(self, classifier: MultiheadClassifier) -> None:
-        super().__init__(classifier.model.bert, classifier.model.head)
-        self._classifier = classifier
-
-    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
-        self._classifier.save(folder)
 
 
 def train(args: argparse.Namespace, settings: Any) -> int:
@@ -41,7 +29,6 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     rows, held_out = read_task_parts(sources, args, settings.seed)
     labels = {task: _label_map(task, rows) for source in sources for task in source.tasks}
     classifier = MultiheadClassifier.new(_config(args, settings, sources), labels, _weights(rows, labels))
-    classifier.is_trained = True  # what is saved from here on is trained
     length = classifier.config.training.max_length
     examples = tokenize_examples(_labelled(rows, labels, "training data"), classifier.tokenizer, length)
     measured = _labelled(held_out, labels, "evaluation data")
@@ -62,7 +49,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         names = [example["source"] for example in examples]
         sampler = TaskBatches(names, lengths, settings.batch_size, args.task_sampling, settings.seed)
     trainer = Trainer(
-        TaskHeads(classifier),
+        TaskHeads(classifier.model.bert, classifier.model.head, classifier.write),
         replace(settings, max_length=length),
         examples,
         measured or None,

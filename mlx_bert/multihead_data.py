@@ -1,0 +1,136 @@
+"""Labelled texts of several tasks: read, checked and split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlx_bert.data.labels import LabelMap
+from mlx_bert.data.readers import Example, read_examples
+from mlx_bert.data.sources import DELIMITERS, JSON_LINES, PARQUET, Source
+from mlx_bert.data.splits import split_examples
+
+TASK_FILES = (*DELIMITERS, *JSON_LINES, ".json", *PARQUET)
+Splits = dict[str, list[Example]]
+
+
+def read_task_data(data: Mapping[str, Source]) -> list[Example]:
+    """Check the texts of all tasks.
+
+    Args:
+        data: {task: rows with ``text`` and ``label``, or a file of them}.
+
+    Returns:
+        One dict per row with ``text``, ``label`` (a string) and ``task``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no data, bad rows, or a task of a single class.
+    """
+    if not data:
+        raise ValueError("No training data provided. Give {task: [{'text': ..., 'label': ...}, ...]}.")
+    examples = []
+    for task, source in data.items():
+        try:
+            read = read_examples(source if isinstance(source, str | Path) else _with_names(source))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"[multihead] the data of the task {task!r} cannot be used: {error}") from None
+        if len({example["label"] for example in read}) < 2:
+            raise ValueError(f"[multihead] the task {task!r} has a single label. There is nothing to tell apart.")
+        examples += [{**example, "task": task} for example in read]
+    return examples
+
+
+def _with_names(rows: Source) -> list[object]:
+    """Rows whose labels, whatever they are, are strings."""
+    return [
+        {**row, "label": str(row["label"])} if isinstance(row, Mapping) and row.get("label") is not None else row
+        for row in rows
+    ]
+
+
+def task_files(folder: str | Path) -> dict[str, Path]:
+    """The files of a folder by the tasks that they are named for: ``sentiment.json``, ``intent.csv``, ....
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no data file in it, or two of one task.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"[multihead] {folder} is no folder. Give one with a file for each task.")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in TASK_FILES and path.is_file())
+    if not files:
+        raise ValueError(f"[multihead] {folder} has no file {{task}}{', '.join(TASK_FILES)}. Give one for each task.")
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise ValueError(f"[multihead] {found[path.stem]} and {path} are of one task. Remove one of them.")
+        found[path.stem] = path
+    return found
+
+
+def label_maps(examples: Sequence[Example]) -> dict[str, LabelMap]:
+    """The labels of each task, in the order of their ids."""
+    tasks = dict.fromkeys(example["task"] for example in examples)
+    return {
+        task: LabelMap.from_labels(example["label"] for example in examples if example["task"] == task)
+        for task in tasks
+    }
+
+
+def label_of(labels: Mapping[str, LabelMap], example: Example) -> int:
+    """The id of an example's label.
+
+    Raises:
+        ValueError: an unknown task or label.
+    """
+    task = example["task"]
+    try:
+        return labels_of(labels, task).index(example["label"])
+    except ValueError as error:
+        raise error if task not in labels else ValueError(f"[multihead] {task}: {error}. Correct it.") from None
+
+
+def labels_of(labels: Mapping[str, LabelMap], task: str) -> LabelMap:
+    """The labels of a task.
+
+    Raises:
+        ValueError: no such task.
+    """
+    if task not in labels:
+        raise ValueError(f"[multihead] expected task to be one of {', '.join(labels)} but got {task!r}.")
+    return labels[task]
+
+
+def split_tasks(
+    examples: Sequence[Example],
+    held_out: list[Example] | None,
+    validation_size: float,
+    test_size: float,
+    seed: int,
+) -> Splits:
+    """``train``, ``validation`` and ``test``, stratified by task and label; see :func:`split_examples`.
+
+    Args:
+        examples: of all tasks.
+        held_out: the validation examples; None to set some of ``examples`` aside.
+        validation_size, test_size, seed: as for :func:`split_examples`.
+    """
+    parts = split_examples(
+        [example["label"] for example in examples],
+        validation_size if held_out is None else 0.0,
+        test_size,
+        [example["task"] for example in examples],
+        seed,
+    )
+    splits = {name: [examples[index] for index in indices] for name, indices in parts._asdict().items()}
+    return splits if held_out is None else {**splits, "validation": held_out}
+
+
+def data_digest(*parts: Sequence[Example] | None) -> str:
+    """A short digest of examples: the same for the same texts, labels and tasks in the same order."""
+    rows = [part and [[example["task"], example["label"], example["text"]] for example in part] for part in parts]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -1,0 +1,229 @@
+"""MultiheadClassifier: runs that are interrupted and resumed, types of the computation, data in files, failures."""
+
+import csv
+import json
+import os
+import signal
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_bert.multihead import MultiheadClassifier, MultiheadConfig
+from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.outcome import TrainingInterrupted
+
+DATA = {
+    "sentiment": [
+        {"text": f"the {thing} is {word} today", "label": ("bad", "good")[word in ("good", "great")]}
+        for thing in ("movie", "book", "dog")
+        for word in ("good", "bad", "great", "sad")
+    ],
+    "colour": [
+        {"text": f"a {colour} {thing}", "label": colour}
+        for thing in ("house", "river", "tree", "sun")
+        for colour in ("red", "blue")
+    ],
+}
+PROBES = ["the house is great", "a blue movie", "sad"]
+
+
+def classifier_of(folder, out, **training) -> MultiheadClassifier:
+    """Two epochs of the heads, three with a layer; 3 batches each; dropout."""
+    training = {"model_name": str(folder), "output_dir": str(out), "learning_rate": 5e-3, "epochs": 3, **training}
+    config = {"training": {"batch_size": 8, **training}, "encoder": {"freeze_epochs": 2, "unfreeze_layers": 1}}
+    return MultiheadClassifier({**config, "eval": {"patience": 0, "metric": "loss"}})
+
+
+class StopAt(Callback):
+    """Ctrl-C after some updates."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, trainer) -> None:
+        if trainer.state.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class CrashAt(StopAt):
+    """An error after some updates."""
+
+    def on_step(self, trainer) -> None:
+        if trainer.state.step == self.step:
+            raise RuntimeError("crash")
+
+
+def assert_same(one: MultiheadClassifier, other: MultiheadClassifier) -> None:
+    wanted, found = (dict(tree_flatten(classifier.model.parameters())) for classifier in (one, other))
+    assert wanted.keys() == found.keys()
+    assert [name for name in wanted if not mx.array_equal(wanted[name], found[name])] == []
+    assert one.predict_all_tasks(PROBES) == other.predict_all_tasks(PROBES)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_bert_folder, tmp_path_factory) -> MultiheadClassifier:
+    """Trained in one go. Read only."""
+    classifier = classifier_of(tiny_bert_folder, tmp_path_factory.mktemp("whole"))
+    classifier.history = classifier.train(DATA, progress=False).history
+    return classifier
+
+
+def losses(history: dict) -> list[float]:
+    return [record["eval_loss"] for record in history["epochs"]]
+
+
+@pytest.mark.parametrize(
+    ("callback", "raised", "checkpoint"),
+    [
+        (StopAt(4), TrainingInterrupted, 4),  # while the heads train alone
+        (StopAt(11), TrainingInterrupted, 11),  # within an epoch of the main phase
+        (CrashAt(11), RuntimeError, 9),  # back to the last epoch's end
+        (CrashAt(2), RuntimeError, None),  # before the first checkpoint
+    ],
+    ids=["heads", "main", "crash", "early"],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one(callback, raised, checkpoint, whole, tiny_bert_folder, tmp_path):
+    first = classifier_of(tiny_bert_folder, tmp_path)
+    with pytest.raises(raised):
+        first.train(DATA, progress=False, callbacks=[callback])
+    assert not first.is_trained
+    names = [path.name for path in tmp_path.glob("run-1/checkpoint_*")]
+    assert names == ([f"checkpoint_{checkpoint}"] if checkpoint else [])
+    classifier_of(tiny_bert_folder, tmp_path, seed=1).train({"colour": DATA["colour"]}, progress=False)  # other data
+    again = classifier_of(tiny_bert_folder, tmp_path)
+    result = again.train(DATA, progress=False, resume=True)
+    assert result.output_dir == tmp_path / "run-1"
+    assert losses(result.history) == losses(whole.history)
+    assert_same(whole, again)
+    assert_same(whole, MultiheadClassifier().load(result.output_dir / "best_model"))
+    with pytest.raises(FileExistsError, match=r"the run in .*run-1 is complete\. Load its best_model"):
+        again.train(DATA, progress=False, resume=True)
+
+
+def test_resuming_begins_anew_where_there_is_nothing_to_resume(whole, tiny_bert_folder, tmp_path):
+    (tmp_path / "run-x").mkdir()
+    (tmp_path / "run-7").mkdir()
+    classifier = classifier_of(tiny_bert_folder, tmp_path)
+    result = classifier.train(DATA, progress=False, resume=True)
+    assert result.output_dir == tmp_path / "run-8"
+    assert_same(whole, classifier)
+    held_out = {"colour": DATA["colour"][:2]}
+    other = classifier_of(tiny_bert_folder, tmp_path).train(DATA, progress=False, validation=held_out, resume=True)
+    assert other.output_dir == tmp_path / "run-9"  # other validation data are other data
+
+
+def test_a_run_without_validation_data_is_complete_with_its_final_model(tiny_bert_folder, tmp_path):
+    classifier = classifier_of(tiny_bert_folder, tmp_path, val_size=0.0, epochs=1, save_every="no")
+    result = classifier.train(DATA, progress=False)
+    assert not list(result.output_dir.glob("checkpoint_*"))
+    assert_same(classifier, MultiheadClassifier().load(result.output_dir / "final_model"))
+    with pytest.raises(FileExistsError, match="is complete"):
+        classifier.train(DATA, progress=False, resume=True)
+
+
+def test_a_run_of_other_settings_is_not_resumed(tiny_bert_folder, tmp_path):
+    with pytest.raises(RuntimeError, match="crash"):
+        classifier_of(tiny_bert_folder, tmp_path).train(DATA, progress=False, callbacks=[CrashAt(4)])
+    other = classifier_of(tiny_bert_folder, tmp_path, learning_rate=1e-3, val_size=0.2)
+    message = r"run-1 was begun with other settings: training.learning_rate was 0.005 and is 0.001; training.val_size"
+    with pytest.raises(ValueError, match=message):
+        other.train(DATA, progress=False, resume=True)
+    free = classifier_of(tiny_bert_folder, tmp_path, save_every=2, save_path="elsewhere")
+    assert free.train(DATA, progress=False, resume=True).output_dir == tmp_path / "run-1"
+
+
+def test_bfloat16(whole, tiny_bert_folder, tmp_path):
+    classifier = classifier_of(tiny_bert_folder, tmp_path, dtype="bfloat16")
+    result = classifier.train(DATA, progress=False)
+    assert {array.dtype for _, array in tree_flatten(classifier.model.parameters())} == {mx.float32}
+    assert losses(result.history) != losses(whole.history)
+    assert losses(result.history)[-1] == pytest.approx(losses(whole.history)[-1], abs=0.1)
+    assert result.metrics["loss"] < losses(result.history)[0]
+
+
+def test_settings_of_an_earlier_release_still_load():
+    values = MultiheadConfig().to_dict()
+    for name in ("dtype", "save_every"):
+        del values["training"][name]
+    config = MultiheadConfig.from_dict(values)
+    assert (config.training.dtype, config.training.save_every) == ("float32", "epoch")
+    assert MultiheadConfig.from_dict(config.to_dict()) == config
+
+
+# --- data in files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set with a JSON file and a CSV file."""
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "sentiment.json").write_text(json.dumps(DATA["sentiment"]))
+    with (path / "colour.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(DATA["colour"])
+    (path / "README.md").write_text("about")
+    return path
+
+
+def test_data_in_a_folder(folder, tiny_bert_folder, tmp_path):
+    ordered = {task: DATA[task] for task in sorted(DATA)}
+    by_rows, by_folder = (classifier_of(tiny_bert_folder, tmp_path, epochs=1) for _ in range(2))
+    by_rows.train(ordered, progress=False)
+    by_folder.train(data_save_dir=folder, progress=False)
+    assert by_folder.tasks == ["colour", "sentiment"]
+    assert_same(by_rows, by_folder)
+    found = by_folder.analyze(data={"colour": folder / "colour.csv"})
+    assert found == by_folder.analyze(data={"colour": DATA["colour"]})
+    lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in (("a", 1), ("b", 2)))
+    (tmp_path / "size.jsonl").write_text(lines)
+    by_folder.add_task("size", tmp_path / "size.jsonl", progress=False)
+    assert by_folder.get_labels("size") == ["1", "2"]
+
+
+def test_folders_that_cannot_be_used(folder, tmp_path):
+    classifier = MultiheadClassifier()
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        classifier.train(data_save_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="expected either data or data_save_dir but got both"):
+        classifier.train(DATA, data_save_dir=folder)
+    (folder / "colour.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"colour\.csv and .*colour\.jsonl are of one task"):
+        classifier.train(data_save_dir=folder)
+    (folder / "colour.csv").unlink()
+    with pytest.raises(ValueError, match=r"the data of the task 'colour' cannot be used: .*colour\.jsonl"):
+        classifier.train(data_save_dir=folder)
+    with pytest.raises(FileNotFoundError, match=r"gone\.csv does not exist"):
+        classifier.train({"colour": tmp_path / "gone.csv"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"has no file \{task\}\.csv"):
+        classifier.train(data_save_dir=tmp_path / "empty")
+    with pytest.raises(ValueError, match="No training data provided"):
+        classifier.train()
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_leaves_the_classifier_as_it_was(whole, tiny_bert_folder, tmp_path, monkeypatch):
+    whole.save(tmp_path / "model")
+    classifier = MultiheadClassifier().load(tmp_path / "model")
+    classifier.config.training.output_dir = str(tmp_path / "runs")
+    held_out = [{"text": "a", "label": "green"}, {"text": "b", "label": "red"}]
+    with pytest.raises(ValueError, match="colour: unknown label 'green'; known: blue, red"):
+        classifier.train({"colour": DATA["colour"]}, validation={"colour": held_out})
+    assert_same(whole, classifier)
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("crash")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_bert.multihead.train_heads", crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            classifier.add_task("size", [{"text": "a", "label": 1}, {"text": "b", "label": 2}])
+    assert classifier.tasks == ["sentiment", "colour"]
+    assert_same(whole, classifier)
+    classifier.save(tmp_path / "model")
+    assert_same(whole, MultiheadClassifier().load(tmp_path / "model"))
