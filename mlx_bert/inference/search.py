@@ -6,7 +6,7 @@ Results are those of ``sentence_transformers.util``. Dimensions: Q queries, N te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Matrix = np.ndarray | mx.array
 CORPUS_CHUNK = 50_000
+MEMBERS = 1 << 22  # the largest number of members of possible communities that are listed at a time
 
 
 def nearest(
@@ -45,13 +46,7 @@ def nearest(
         ValueError: an unknown function, sizes below 1, or widths that differ.
     """
     check_name(score_function)
-    for name, value in (
-        ("top_k", top_k),
-        ("query_chunk_size", query_chunk_size),
-        ("corpus_chunk_size", corpus_chunk_size),
-    ):
-        if value < 1:
-            raise ValueError(f"[search] expected {name} of at least 1 but got {value}.")
+    _check_sizes(top_k=top_k, query_chunk_size=query_chunk_size, corpus_chunk_size=corpus_chunk_size)
     queries, corpus = on_host(queries), on_host(corpus)
     if queries.ndim == 1:
         queries = queries[None]
@@ -76,6 +71,12 @@ def nearest(
         order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
         places, scores = np.take_along_axis(places, order, 1), np.take_along_axis(scores, order, 1)
     return places, scores
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"[search] expected {name} of at least 1 but got {value}.")
 
 
 def on_host(embeddings: Matrix) -> Matrix:
@@ -143,39 +144,73 @@ def paraphrase_mining(
 
 
 def community_detection(
-    embeddings: Matrix, threshold: float = 0.75, min_community_size: int = 10, batch_size: int = 1024
+    embeddings: Matrix,
+    threshold: float = 0.75,
+    min_community_size: int = 10,
+    batch_size: int = 1024,
+    corpus_chunk_size: int = CORPUS_CHUNK,
 ) -> list[list[int]]:
     """Groups of texts around a central one, each member at least ``threshold`` in cosine from the centre.
+
+    Rows are compared twice, first to count the members of each possible group, then to list those of the largest that
+    are left. So memory grows with ``N`` and not with its square, however alike the texts are.
 
     Args:
         embeddings: ``(N, D)``.
         threshold: least cosine.
         min_community_size: smaller groups are left out.
-        batch_size: so many rows of the ``(N, N)`` similarities are held at a time.
+        batch_size, corpus_chunk_size: so many rows and columns of the ``(N, N)`` similarities are held at a time.
 
     Returns:
         Disjoint groups of places, the largest first; the centre stands first in each, the others by cosine.
+
+    Raises:
+        ValueError: sizes below 1.
     """
+    _check_sizes(batch_size=batch_size, corpus_chunk_size=corpus_chunk_size)
     if len(embeddings) < max(1, min_community_size):
         return []
     embeddings = on_host(embeddings)
-    unit = compute(lambda: normalize(as_matrix(embeddings)))
-    found: list[tuple[int, np.ndarray]] = []
-    for start in range(0, len(embeddings), batch_size):
-        cosines = compute(lambda start: np.asarray(unit[start : start + batch_size] @ unit.T), start)
-        for row in np.flatnonzero((cosines >= threshold).sum(axis=1) >= min_community_size):
-            members = np.flatnonzero(cosines[row] >= threshold)
-            found.append((start + int(row), members[np.argsort(-cosines[row, members], kind="stable")]))
-    found.sort(key=lambda community: -len(community[1]))
-    used = np.zeros(len(embeddings), bool)
+
+    def cosines(rows: np.ndarray | slice, start: int) -> mx.array:
+        columns = embeddings[start : start + corpus_chunk_size]
+        return normalize(as_matrix(embeddings[rows])) @ normalize(as_matrix(columns)).T
+
+    def count(rows: slice, start: int) -> np.ndarray:
+        return np.asarray((cosines(rows, start) >= threshold).sum(axis=1))
+
+    N = len(embeddings)
+    chunks = range(0, N, corpus_chunk_size)
+    blocks = (slice(start, start + batch_size) for start in range(0, N, batch_size))
+    sizes = np.concatenate([sum(compute(count, rows, start) for start in chunks) for rows in blocks])
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] >= min_community_size]
+    used = np.zeros(N, bool)
     communities = []
-    for centre, members in found:
-        free = members[~used[members]]
-        if used[centre] or len(free) < min_community_size:
-            continue
-        communities.append([centre, *free[free != centre].tolist()])
-        used[communities[-1]] = True
+    while len(order := order[~used[order]]):
+        fitting = np.searchsorted(np.cumsum(sizes[order[:batch_size]], dtype=np.int64), MEMBERS, "right")
+        centres, order = np.split(order, [max(1, fitting)])
+        for centre, members in zip(centres.tolist(), _members(cosines, centres, chunks, threshold), strict=True):
+            free = members[~used[members]]
+            if used[centre] or len(free) < min_community_size:
+                continue
+            communities.append([centre, *free[free != centre].tolist()])
+            used[communities[-1]] = True
     return sorted(communities, key=len, reverse=True)
+
+
+def _members(
+    cosines: Callable[[np.ndarray, int], mx.array], centres: np.ndarray, chunks: range, threshold: float
+) -> list[np.ndarray]:
+    """Places of at least ``threshold`` in cosine from each centre, the nearest first, of equals the first."""
+    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in centres]
+    for start in chunks:
+        values = compute(lambda start: np.asarray(cosines(centres, start)), start)
+        for own, row in zip(found, values, strict=True):
+            columns = np.flatnonzero(row >= threshold)
+            own.append((columns + start, row[columns]))
+    joined = [[np.concatenate(parts) for parts in zip(*own, strict=True)] for own in found]
+    return [places[np.argsort(-near, kind="stable")] for places, near in joined]
 
 
 def mine_hard_negatives(

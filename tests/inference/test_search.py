@@ -1,7 +1,9 @@
 """Search and mining against sentence_transformers.util on random embeddings."""
 
+import tracemalloc
 from typing import ClassVar
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -62,13 +64,30 @@ def test_paraphrases_of_texts(encoder):
 
 
 @pytest.mark.parametrize(("threshold", "least"), [(0.75, 3), (0.6, 5), (0.95, 2), (0.999, 2)])
-def test_community_detection(threshold, least):
+def test_community_detection(threshold, least, monkeypatch):
     centres = RANDOM.normal(size=(6, 8))
     points = (centres[RANDOM.integers(0, 6, 90)] + 0.3 * RANDOM.normal(size=(90, 8))).astype(np.float32)
-    ours = search.community_detection(points, threshold, least, batch_size=17)
     theirs = util.community_detection(torch.tensor(points), threshold=threshold, min_community_size=least)
-    assert ours == theirs
-    assert threshold == 0.999 or ours
+    for members in (1, 40, search.MEMBERS):  # listed one, few and all at a time
+        monkeypatch.setattr(search, "MEMBERS", members)
+        assert search.community_detection(points, threshold, least, batch_size=17, corpus_chunk_size=23) == theirs
+        assert search.community_detection(mx.array(points), threshold, least) == theirs
+    assert threshold == 0.999 or theirs
+
+
+def test_communities_of_near_duplicates_need_memory_for_their_number_not_its_square(monkeypatch):
+    N = 4000
+    points = (RANDOM.normal(size=48) + 0.01 * RANDOM.normal(size=(N, 48))).astype(np.float32)
+    monkeypatch.setattr(search, "MEMBERS", 4 * N)
+    tracemalloc.start()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    (found,) = search.community_detection(points, 0.75, 10, batch_size=32, corpus_chunk_size=500)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sorted(found) == list(range(N))
+    assert peak < 4 * N * 100  # N * N places are 128 MB
+    assert mx.get_peak_memory() - before < points.nbytes
 
 
 def test_communities_of_few():
@@ -108,6 +127,10 @@ def test_hard_negatives_keep_their_distance():
 def test_errors():
     with pytest.raises(ValueError, match="top_k of at least 1 but got 0"):
         search.nearest(QUERIES, CORPUS, top_k=0)
+    with pytest.raises(ValueError, match="corpus_chunk_size of at least 1 but got 0"):
+        search.community_detection(CORPUS, corpus_chunk_size=0)
+    with pytest.raises(ValueError, match="batch_size of at least 1 but got 0"):
+        search.community_detection(CORPUS, batch_size=0)
     with pytest.raises(ValueError, match="equal widths but got 6 and 5"):
         search.nearest(QUERIES, CORPUS[:, :5])
     with pytest.raises(ValueError, match="expected one of cosine"):
