@@ -1,7 +1,8 @@
 """The outputs of a frozen encoder, computed once per text, so that training a head costs only the head.
 
 They are kept in memory, or in memory-mapped files that later runs find again. A file's name is a digest of the encoder
-and of the texts: whatever changes in them leads to another file, and a file gets its name when it is complete.
+and of the texts: whatever changes in them leads to another file, and a file gets its name when it is complete. Several
+ranks each run the encoder on a share of the batches and send each other the outputs.
 
 Dimension key: L tokens, D hidden size, T tokens of all texts.
 """
@@ -22,9 +23,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_bert.checkpoint import new_file
-from mlx_bert.data.collate import Arrays, Collator, token_count
+from mlx_bert.data.collate import Collator, token_count
 from mlx_bert.data.readers import Example
-from mlx_bert.data.samplers import LengthBucketSampler
+from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
+from mlx_bert.training.distributed import World
 
 logger = logging.getLogger(__name__)
 MIB = 1 << 20
@@ -62,6 +64,7 @@ def cache_encoder(
     batch_size: int,
     progress: Any = None,
     stop: Callable[[], bool] = bool,
+    world: World | None = None,
 ) -> list[Example]:
     """Add ``hidden_states`` float32 ``(L, D)`` to each example.
 
@@ -72,12 +75,13 @@ def cache_encoder(
         batch_size: texts per forward pass.
         progress: wraps the batches, for example in a progress bar.
         stop: whether to give up, asked before each batch.
+        world: ranks that share the batches and all get the result; None for this process alone.
 
     Raises:
-        KeyboardInterrupt: ``stop`` said so.
+        KeyboardInterrupt: ``stop`` said so, on any rank.
     """
     cached: list[Example] = list(examples)
-    for index, states in _outputs(bert, examples, collator, batch_size, progress, stop):
+    for index, states in _outputs(bert, examples, collator, batch_size, progress, stop, world):
         cached[index] = {**examples[index], "hidden_states": states.copy()}
     return cached
 
@@ -91,6 +95,7 @@ def cache_on_disk(
     batch_size: int,
     progress: Any = None,
     stop: Callable[[], bool] = bool,
+    world: World | None = None,
     keep: Sequence[Path] = (),
 ) -> tuple[list[Example], Path]:
     """As :func:`cache_encoder`, with ``hidden_states`` in a memory-mapped file, which is reused if it is there.
@@ -98,7 +103,8 @@ def cache_on_disk(
     Args:
         folder: of the files; made if missing.
         limit_mb: most MiB of all files in it; the longest unused ones go to make room.
-        bert, examples, collator, batch_size, progress, stop: as for :func:`cache_encoder`.
+        bert, examples, collator, batch_size, progress, stop, world: as for :func:`cache_encoder`. Where one rank lacks
+            the file, all run the encoder.
         keep: files that must not go.
 
     Returns:
@@ -108,19 +114,26 @@ def cache_on_disk(
         OSError: the disk is full or cannot be written; no file is left.
         KeyboardInterrupt: ``stop`` said so; no file is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{PREFIX}{fingerprint(bert, examples, collator)}.npy"
     order = np.argsort([token_count(example) for example in examples], kind="stable")  # as batches come
     lengths = [token_count(examples[index]) for index in order]
     shape = (sum(lengths), bert.get_hidden_size())
-    if not _is_complete(path, shape):
-        _make_room(folder, 4 * shape[0] * shape[1], limit_mb * MIB, (path, *keep))
-        with new_file(path, "wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for place, (index, states) in enumerate(_outputs(bert, examples, collator, batch_size, progress, stop)):
-                assert index == order[place]
-                file.write(np.ascontiguousarray(states, dtype="<f4"))
+    complete = _is_complete(path, shape)
+    outputs = _outputs(bert, examples, collator, batch_size, progress, stop, world, needed=not complete)
+    try:
+        if not complete:
+            folder.mkdir(parents=True, exist_ok=True)
+            _make_room(folder, 4 * shape[0] * shape[1], limit_mb * MIB, (path, *keep))
+            with new_file(path, "wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for place, (index, states) in enumerate(outputs):
+                    assert index == order[place]
+                    file.write(np.ascontiguousarray(states, dtype="<f4"))
+    finally:
+        if world and world.size > 1:  # the others wait for this rank's share, whether it has the file or cannot write
+            for _ in outputs:
+                pass
     path.touch()  # used now
     rows = np.load(path, mmap_mode="r")
     cached: list[Example] = list(examples)
@@ -155,26 +168,37 @@ def _outputs(
     batch_size: int,
     progress: Any,
     stop: Callable[[], bool],
+    world: World | None,
+    needed: bool = True,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each example's index and states ``(L, D)``, short texts first."""
+    """Each example's index and states ``(L, D)``, short texts first; nothing where they are not needed on any rank."""
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    gather = world.gather if world else lambda arrays: [arrays]
+    if not any(found["needed"] for found in gather({"needed": np.array(needed)})):
+        return
 
-    def states(batch: Arrays) -> mx.array:
+    def states(batch: BatchIndices) -> np.ndarray:
+        chosen = [examples[index] for index in batch.indices]
+        arrays = collator([{key: value for key, value in example.items() if key != "labels"} for example in chosen])
         encoded = bert(
-            batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"), compute_pooling=False
+            arrays["input_ids"], arrays.get("attention_mask"), arrays.get("token_type_ids"), compute_pooling=False
         )
-        return encoded.last_hidden_state.astype(mx.float32)
+        return np.array(encoded.last_hidden_state.astype(mx.float32))
 
     sampler = LengthBucketSampler([token_count(example) for example in examples], batch_size, shuffle=False)
     batches = sampler.batches()
-    for batch in progress(batches) if progress else batches:
-        if stop():
+    turns = [batches[start : start + size] for start in range(0, len(batches), size)]
+    for turn in progress(turns) if progress else turns:
+        own = {"stop": np.array(stop())}
+        if rank < len(turn) and not own["stop"]:
+            own["states"] = states(turn[rank])
+        shares = gather(own)
+        if any(share["stop"] for share in shares):
             raise KeyboardInterrupt("[cache] stopped while the frozen encoder ran over the texts. Start again.")
-        chosen = [examples[index] for index in batch.indices]
-        arrays = collator([{key: value for key, value in example.items() if key != "labels"} for example in chosen])
-        rows = np.array(states(arrays))
-        for index, example, row in zip(batch.indices, chosen, rows, strict=True):
-            length = token_count(example)
-            yield int(index), row[:length] if collator.padding_side == "right" else row[len(row) - length :]
+        for batch, share in zip(turn, shares, strict=False):
+            for index, row in zip(batch.indices, share["states"], strict=True):
+                length = token_count(examples[index])
+                yield int(index), row[:length] if collator.padding_side == "right" else row[len(row) - length :]
 
 
 def _is_complete(path: Path, shape: tuple[int, int]) -> bool:

@@ -130,7 +130,7 @@ class Feed:
             stop: whether to give up, asked before each batch.
 
         Raises:
-            KeyboardInterrupt: ``stop`` said so.
+            KeyboardInterrupt: ``stop`` said so, on any rank.
         """
         self.drop_cache()
         parts = {"train": self.train, **({"evaluation": self.evaluation} if self.evaluation else {})}
@@ -143,17 +143,20 @@ class Feed:
         cached, files = {}, []
         for name, examples in parts.items():
             bar = self._bar(f"encode {name}") if self.args.progress else None
-            given = (bert, examples, self.collate, self.eval_size, bar, stop)
+            given = (bert, examples, self.collate, self.eval_size, bar, stop, self.world)
             if self.args.cache_dir is None:
                 cached[name] = cache_encoder(*given)
                 continue
             try:
                 cached[name], path = cache_on_disk(Path(self.args.cache_dir), self.args.cache_limit_mb, *given, files)
                 files.append(path)
+            except ConnectionError:
+                raise
             except OSError as error:
                 logger.warning("[cache] cache_dir cannot be used: %s. The encoder runs in every epoch.", error)
-                return
-        self._cached = cached
+                if self.world is None or self.world.size == 1:
+                    return
+        self._cached = cached if cached.keys() == parts.keys() else {}
 
     def drop_cache(self) -> None:
         """Feed token ids again."""

@@ -76,6 +76,30 @@ def train_sentences(settings, rank):
     return found
 
 
+def train_frozen(settings, rank):
+    """How often this rank ran the encoder in each run, and whether its outputs were kept."""
+    found, calls, call = [], [0], BertCore.__call__
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        return call(*args, **kwargs)
+
+    BertCore.__call__ = counted
+    for number, changes in enumerate(settings["frozen"]):
+        calls[0] = 0
+        args = {**settings["args"], "freeze": "backbone", **changes[rank]}
+        trainer = build({**settings, "args": args, "output": [f"{settings['output'][0]}/{number}"]}, rank)
+        if args.get("cache_dir") == "stop":
+            try:
+                trainer.feed.cache(trainer.model.bert, lambda: rank == 1)
+            except KeyboardInterrupt:
+                found.append("stopped")
+            continue
+        trainer.train()
+        found.append([calls[0], trainer.feed.is_cached])
+    return found
+
+
 class Signal(Callback):
     """Sends this process SIGTERM after some updates, as a user would."""
 
@@ -101,6 +125,9 @@ def main():
         GroupedOptimizer.apply = gradient_descent
     if "runs" in settings:
         print(json.dumps(train_sentences(settings, rank)))
+        return 0
+    if "frozen" in settings:
+        print(json.dumps(train_frozen(settings, rank)))
         return 0
     callbacks = [Log()]
     if rank == 1 and "stop_at" in settings:

@@ -207,6 +207,28 @@ def test_a_loss_over_all_ranks_is_not_compiled(toy, tmp_path):
     assert all(step._finish != step._finish_step for step in steps)
 
 
+def test_ranks_share_the_run_of_a_frozen_encoder(settings, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    one, two, bad = ({"cache_dir": str(tmp_path / name)} for name in ("one", "two", "file/cache"))
+    frozen = [({}, {}), (one, two), (one, two), (one, {}), (bad, two), ({"cache_dir": "stop"}, {"cache_dir": "stop"})]
+    output = {"output": [str(tmp_path / "runs")]}
+    ranks = run_ranks(tmp_path, {**settings, **output, "frozen": frozen})
+    # 25 and 10 examples in batches of 4 are 7 and 3; uncached there are 2 epochs of 4 and of 2 or 1 batches more
+    shared, more = [[6, True], [4, True]], (2 * (4 + 2), 2 * (4 + 1))
+    for rank, (found, code, _) in enumerate(ranks):
+        assert code == 0
+        assert found == [
+            shared[rank], shared[rank], [0, True], shared[rank],
+            shared[1] if rank else [6 + more[0], False], "stopped",
+        ]  # fmt: skip
+    assert len(list((tmp_path / "one").iterdir())) == len(list((tmp_path / "two").iterdir())) == 2
+    double = {**settings, "args": {**ARGS, "batch_size": 8, "freeze": "backbone"}, "output": [str(tmp_path / "alone")]}
+    alone(double, monkeypatch)
+    for number in range(5):
+        reference = weights(tmp_path / "alone/final_model")
+        assert_close(reference, weights(tmp_path / f"runs/{number}/final_model"), 5e-6)
+
+
 def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, tmp_path):
     adam = {**settings, "plain": False, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}
     run_ranks(tmp_path / "a", {**adam, "output": [str(tmp_path / "whole")]})

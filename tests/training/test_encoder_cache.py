@@ -34,7 +34,7 @@ def test_the_file_has_what_memory_has_and_is_found_again(parts, tmp_path, monkey
         assert isinstance(example["hidden_states"], np.memmap)
         np.testing.assert_array_equal(example["hidden_states"], reference["hidden_states"])
         assert example["labels"] == reference["labels"]
-    monkeypatch.setattr(encoder_cache, "_outputs", no_encoder)
+    monkeypatch.setattr(encoder_cache, "LengthBucketSampler", no_encoder)
     again, same = cache_on_disk(tmp_path / "cache", 10, bert, examples, collate, 3)  # another batch size
     assert same == path
     np.testing.assert_array_equal(again[7]["hidden_states"], found[7]["hidden_states"])
@@ -111,7 +111,7 @@ def test_runs_train_from_disk_as_from_memory(toy, tmp_path, monkeypatch):
     found = []
     for name, folder in (("memory", None), ("disk", tmp_path / "cache"), ("again", tmp_path / "cache")):
         if name == "again":
-            monkeypatch.setattr(encoder_cache, "_outputs", no_encoder)
+            monkeypatch.setattr(encoder_cache, "LengthBucketSampler", no_encoder)
         args = arguments(tmp_path / name, cache_dir=folder and str(folder))
         trainer = Trainer(toy.model(), args, toy.examples(30), toy.examples(9, 1), toy.tokenizer)
         trainer.train()
