@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from mlx_bert.cli.config_file import read_config
+
 # Verb -> one line of help. The verb's module has build_parser(parser) and main(args).
 VERBS = {
     "embed": "turn texts into embeddings",
@@ -46,6 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         if module:
             module.build_parser(verb_parser)
+            read_config(verb_parser, given[1:])
             verb_parser.set_defaults(main=module.main)
     return parser.parse_args(given)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +33,59 @@ class Assignments(argparse.Action):
         setattr(namespace, self.dest, {**present, values[0]: values[1]})
 
 
-class ConfigFile(argparse.Action):
-    """Takes the options of a file, except those that the command line gives itself."""
+def read_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Make the options in the files of ``--config`` the defaults of a parser that has it.
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        known = {text.lstrip("-"): action for action in parser._actions for text in action.option_strings}
-        for name, value in self._read(Path(values)).items():
-            action = known.get(name.replace("_", "-"))
-            if action is None or action.dest in NOT_SAVED:
-                raise argparse.ArgumentError(self, f"{values} has an unknown option {name!r}. Correct its name.")
-            if action.choices and value not in action.choices:
-                wanted = ", ".join(map(str, action.choices))
-                raise argparse.ArgumentError(self, f"expected {name} to be one of {wanted} but got {value!r}.")
-            if not _fits(action, value):
-                raise argparse.ArgumentError(self, f"{values}: {name} = {value!r} is not what --{name} takes.")
-            present = getattr(namespace, action.dest, argparse.SUPPRESS)
-            if isinstance(action, Assignments):
-                setattr(namespace, action.dest, {**value, **(present or {})})
-            # what stands before --config on the command line stays; what comes after it wins by itself
-            elif present == action.default:
-                setattr(namespace, action.dest, value)
+    What the command line gives then wins wherever it stands, also where it gives the parser's own default. Of several
+    files the later wins.
 
-    def _read(self, path: Path) -> Mapping[str, Any]:
-        import tomllib
-
+    Args:
+        parser: the command's; the program stops with its usage for a file that cannot be used.
+        argv: the command line.
+    """
+    if "--config" not in parser._option_string_actions:
+        return
+    only = argparse.ArgumentParser(prog=parser.prog, add_help=False, usage=argparse.SUPPRESS, exit_on_error=False)
+    only.add_argument("--config", action="append", default=[])
+    try:
+        files = only.parse_known_args(argv)[0].config
+    except argparse.ArgumentError:  # no file after it: the parser itself says so
+        return
+    known = {text.lstrip("-"): action for action in parser._actions for text in action.option_strings}
+    for file in files:
         try:
-            text = path.read_text(encoding="utf-8")
-            options = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-            raise argparse.ArgumentError(self, f"{path} cannot be read: {error}. Give a TOML or JSON file.") from None
-        if not isinstance(options, dict):
-            raise argparse.ArgumentError(self, f"{path} cannot be read: expected options by name.")
-        return options
+            options = _read(Path(file))
+            for name, value in options.items():
+                action = known.get(name.replace("_", "-"))
+                _check(file, name, value, action)
+                if isinstance(action, Assignments):
+                    value = {**(parser.get_default(action.dest) or {}), **value}
+                parser.set_defaults(**{action.dest: value})
+        except ValueError as error:
+            parser.error(f"argument --config: {error}")
+
+
+def _check(file: str, name: str, value: Any, action: argparse.Action | None) -> None:
+    if action is None or action.dest in NOT_SAVED:
+        raise ValueError(f"{file} has an unknown option {name!r}. Correct its name.")
+    if action.choices and value not in action.choices:
+        wanted = ", ".join(map(str, action.choices))
+        raise ValueError(f"expected {name} to be one of {wanted} but got {value!r}.")
+    if not _fits(action, value):
+        raise ValueError(f"{file}: {name} = {value!r} is not what --{name} takes.")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    import tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        options = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Give a TOML or JSON file.") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} cannot be read: expected options by name.")
+    return options
 
 
 def _fits(action: argparse.Action, value: Any) -> bool:

@@ -43,7 +43,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from mlx_bert.cli.config_file import Assignments, ConfigFile, assignment
+from mlx_bert.cli.config_file import Assignments, assignment
 from mlx_bert.cli.data_options import SOURCES, add_data_arguments
 from mlx_bert.cli.embedding_data import add_loss_arguments
 from mlx_bert.cli.head_data import KIND_OF_HEAD, add_window_arguments
@@ -97,7 +97,7 @@ ONLY = {
 def build_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mlx-bert train``; the training settings come from ``TrainingArgs``."""
     data = parser.add_argument_group("model and data")
-    data.add_argument("--config", action=ConfigFile, metavar="FILE", help="TOML or JSON file with options")
+    data.add_argument("--config", metavar="FILE", help="TOML or JSON file with options")
     data.add_argument("--model", help="folder or hub id of an encoder, or a fine-tuned folder to train on (required)")
     data.add_argument("--train", metavar="DATA", help=f"what to learn from (required): {SOURCES}")
     data.add_argument("--eval", metavar="DATA", help="what to evaluate on; without it a part of --train")

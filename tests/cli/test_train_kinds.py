@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_bert.__main__ import main
+from mlx_bert.__main__ import main, parse
 from mlx_bert.checkpoint import read_json, read_weights
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.multihead import MultiheadClassifier
@@ -321,3 +321,19 @@ def test_config_files_are_checked(command, tmp_path, capsys):
             main(["train", "--config", str(config)])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_command_line_wins_over_a_file_also_with_a_default(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('eval-size = 0.3\nlabel-separator = ";"\nwhole-words = false\nepochs = 7\ntasks = {a = "x"}\n')
+    file = ["--config", str(config)]
+    given = ["--eval-size", "0.1", "--label-separator", "|", "--whole-words", "--epochs", "5", "--tasks", "a=y", "b"]
+    for argv in ([*given, *file], [*file, *given], [*given[:4], f"--config={config}", *given[4:]]):
+        args = parse(["train", *argv])
+        assert (args.eval_size, args.label_separator, args.whole_words, args.epochs) == (0.1, "|", True, 5)
+        assert args.tasks == {"a": "y", "b": "b"}
+    args = parse(["train", *file])
+    assert (args.eval_size, args.label_separator, args.whole_words, args.epochs) == (0.3, ";", False, 7)
+    (tmp_path / "more.json").write_text('{"epochs": 2, "tasks": {"c": "z"}}')
+    args = parse(["train", *file, "--config", str(tmp_path / "more.json")])
+    assert (args.epochs, args.eval_size, args.tasks) == (2, 0.3, {"a": "x", "c": "z"})
