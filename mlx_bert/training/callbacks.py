@@ -79,14 +79,16 @@ class EpochTable(Callback):
         self.widths: list[int] = []
 
     def on_evaluate(self, trainer: Any, record: Mapping[str, Any]) -> None:
-        if self.shown is None:
-            self.shown = [name for name in dict.fromkeys(("loss", *self.metrics)) if f"eval_{name}" in record]
-            titles = ("epoch", "updates", "train loss", *(f"eval {name}" for name in self.shown), "seconds")
+        shown = [name for name in dict.fromkeys(("loss", *self.metrics)) if f"eval_{name}" in record]
+        if self.shown is None or (shown and not self.shown):  # an epoch may end before the first evaluation
+            self.shown = shown
+            titles = ("epoch", "updates", "train loss", *(f"eval {name}" for name in shown), "seconds")
             self.widths = [max(9, len(title)) + 2 for title in titles]
             self._row(titles)
-        values = [record["train_loss"], *(record[f"eval_{name}"] for name in self.shown)]
-        cells = [f"{record['epoch']:.4g}", str(record["step"]), *(f"{value:.4f}" for value in values)]
-        self._row([*cells, f"{record['seconds']:.1f}"], "  best" if record.get("is_best") else "")
+        values = [record["train_loss"], *(record.get(f"eval_{name}") for name in self.shown)]
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
+        cells = [f"{record['epoch']:.4g}", str(record["step"]), *cells, f"{record['seconds']:.1f}"]
+        self._row(cells, "  best" if record.get("is_best") else "")
 
     def _row(self, cells: Sequence[str], mark: str = "") -> None:
         self._write("".join(f"{cell:>{width}}" for cell, width in zip(cells, self.widths, strict=True)) + mark)

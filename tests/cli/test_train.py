@@ -107,6 +107,16 @@ def test_predict_from_arguments_standard_input_and_files(trained, data, tmp_path
     assert capsys.readouterr().out.splitlines()[-1].startswith("neg ")
 
 
+def test_an_epoch_without_an_evaluation_is_a_row_without_numbers(tiny_bert_folder, data, tmp_path, capsys):
+    arguments = ["--model", tiny_bert_folder, "--train", data, "--output", tmp_path / "run", "--eval-every", "5"]
+    settings = ["--epochs", "3", "--batch-size", "16", "--no-progress", "--save-every", "no"]
+    assert main(["train", *map(str, arguments), *settings]) == 0  # an epoch has 4 updates
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[1] for row in table[:4]] == ["4", "5", "8", "10"]
+    assert len(table[0]) == 4  # before the first evaluation there are no columns for one
+    assert [row[3] == "-" for row in table[1:4]] == [False, True, False]
+
+
 def test_a_fine_tuned_folder_can_be_trained_on(trained, data, tmp_path, capsys):
     arguments = ["train", "--model", str(trained[0]), "--train", str(data), "--output", str(tmp_path / "more"), *FAST]
     assert main(arguments) == 0
