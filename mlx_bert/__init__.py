@@ -16,6 +16,7 @@ _PUBLIC = {
     "BertCore": "mlx_bert.core",
     "BertOutput": "mlx_bert.core",
     "ByteLevelBPE": "mlx_bert.bpe",
+    "analyze_dataset": "mlx_bert.data.analysis",
     "create_bert_core": "mlx_bert.factory",
     "create_bert_for_competition": "mlx_bert.factory",
     "create_bert_for_task": "mlx_bert.factory",
@@ -23,6 +24,7 @@ _PUBLIC = {
     "create_bert_with_head": "mlx_bert.factory",
     "create_model": "mlx_bert.factory",
     "JointIntentNER": "mlx_bert.joint",
+    "evaluate_joint": "mlx_bert.joint",
     "train_joint": "mlx_bert.joint",
     "BertWithHead": "mlx_bert.model",
     "Batch": "mlx_bert.tokenizer",
@@ -68,8 +70,10 @@ _PUBLIC = {
     "ClassificationEvaluator": "mlx_bert.inference.task_evaluators",
     "EntityEvaluator": "mlx_bert.inference.task_evaluators",
     "EnhancedTrainer": "mlx_bert.training.enhanced",
+    "Callback": "mlx_bert.training.callbacks",
     "Trainer": "mlx_bert.training.trainer",
     "TrainingArgs": "mlx_bert.training.args",
+    "TrainingInterrupted": "mlx_bert.training.outcome",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -78,6 +82,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlx_bert.bpe import ByteLevelBPE
     from mlx_bert.core import BertCore, BertOutput
+    from mlx_bert.data.analysis import analyze_dataset
     from mlx_bert.data.masking import Masking
     from mlx_bert.factory import (
         create_bert_core,
@@ -105,7 +110,7 @@ if TYPE_CHECKING:
         CrossEncoderRerankingEvaluator,
         EntityEvaluator,
     )
-    from mlx_bert.joint import JointIntentNER, train_joint
+    from mlx_bert.joint import JointIntentNER, evaluate_joint, train_joint
     from mlx_bert.model import BertWithHead
     from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
     from mlx_bert.mtl_training import MTLTrainer
@@ -113,11 +118,13 @@ if TYPE_CHECKING:
     from mlx_bert.task_model import TaskModel
     from mlx_bert.tokenizer import Batch, Tokenizer
     from mlx_bert.training.args import TrainingArgs
+    from mlx_bert.training.callbacks import Callback
     from mlx_bert.training.cross_encoder import CrossEncoderTrainer
     from mlx_bert.training.enhanced import EnhancedTrainer
     from mlx_bert.training.few_shot import FewShotClassifier
     from mlx_bert.training.hard_negatives import HardNegatives
     from mlx_bert.training.masked_lm import MaskedLMTrainer, load_masked_lm
+    from mlx_bert.training.outcome import TrainingInterrupted
     from mlx_bert.training.sentence import SentenceEncoderTrainer
     from mlx_bert.training.sentence_losses import (
         AnglE,
