@@ -19,6 +19,7 @@ from mlx_bert.encoders.base import (
     check_inputs,
     key_padding_mask,
 )
+from mlx_bert.encoders.cpu import by_rows
 
 TABLE = {
     "embeddings.word": "embeddings.word_embeddings",
@@ -100,10 +101,10 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array | None, return_weights: bool) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        q, k, v = by_rows(self.qkv, x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         dropout = self.dropout_prob if self.training else 0.0
         x, weights = attend(q, k, v, mask, dropout, return_weights)
-        return self.out(x), weights
+        return by_rows(self.out, x), weights
 
 
 class MLP(nn.Module):
@@ -135,7 +136,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, mask, return_weights)
         x = self.attention_norm(x + self.dropout(attended))
-        return self.mlp_norm(x + self.dropout(self.mlp(x))), weights
+        return self.mlp_norm(x + self.dropout(by_rows(self.mlp, x))), weights
 
 
 class Pooler(nn.Module):

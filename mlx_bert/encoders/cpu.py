@@ -13,6 +13,11 @@ Dimensions: B batch, H attention heads, L tokens, d = D / H.
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -48,11 +53,46 @@ FARTHEST = 60.0  # exp(-60) is nothing beside 1; the polynomial holds until ther
 CLOSED = mx.finfo(mx.float32).min / 2
 # Attention scores at a time: 2 MB, which stay in the caches from product to product, whatever the batch and the length.
 TILE = 1 << 19
+SPREAD_FROM = 2048  # tokens of a batch from which sharing it out among the cores pays
+
+_own = threading.local()  # the streams that the present batch is shared out among
 
 
 def suits(x: mx.array) -> bool:
     """Whether ``x`` will be computed on a CPU in float32, where the functions of this file pay."""
     return x.dtype == mx.float32 and mx.default_device().type == mx.DeviceType.cpu
+
+
+@contextmanager
+def spread_over(streams: Sequence[mx.Stream]) -> Iterator[None]:
+    """Share out the work of one batch among streams, a thread each, where it is long enough.
+
+    For a batch that is computed alone. Matrix products should have one thread each meanwhile.
+    """
+    _own.streams = list(streams)
+    try:
+        yield
+    finally:
+        _own.streams = []
+
+
+def by_rows(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """``function(x)`` for a function that treats each token alone; under :func:`spread_over` each stream has a share.
+
+    Args:
+        function: ``(B, L, D)`` to ``(B, L, any)``.
+        x: ``(B, L, D)``.
+    """
+    streams = getattr(_own, "streams", [])
+    if len(streams) < 2 or not suits(x) or x.shape[0] * x.shape[1] < SPREAD_FROM:
+        return function(x)
+    axis = 0 if x.shape[0] >= len(streams) else 1
+    share = -(-x.shape[axis] // len(streams))
+    parts = []
+    for stream, part in zip(streams, mx.split(x, range(share, x.shape[axis], share), axis=axis), strict=False):
+        with mx.stream(stream):
+            parts.append(function(part))
+    return mx.concatenate(parts, axis=axis)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -122,10 +162,13 @@ def attention(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | 
     rows, heads = max(1, TILE // (H * L * keys)), min(H, max(1, TILE // (L * keys)))
     queries = min(L, max(1, TILE // keys))
 
+    streams = itertools.cycle(getattr(_own, "streams", []) or [mx.default_stream(mx.cpu)])
+
     def tile(row: int, head: int, first: int) -> mx.array:
         place = (slice(row, row + rows), slice(head, head + heads), slice(first, first + queries))
-        part = None if mask is None else _cut(mask, place)
-        return _attend(query[place], key[place[:2]], value[place[:2]], part).swapaxes(1, 2)
+        with mx.stream(next(streams)):
+            part = None if mask is None else _cut(mask, place)
+            return _attend(query[place], key[place[:2]], value[place[:2]], part).swapaxes(1, 2)
 
     # (B, L, H, d) is what the projection behind takes: putting the tiles together is the only copy on the way there.
     return _joined(

@@ -24,6 +24,7 @@ from mlx_bert.encoders.base import (
     check_inputs,
     key_padding_mask,
 )
+from mlx_bert.encoders.cpu import by_rows
 from mlx_bert.encoders.modernbert import local_mask
 from mlx_bert.encoders.rotary import Rotary, rotary, rotate
 
@@ -188,12 +189,12 @@ class Attention(nn.Module):
         self, x: mx.array, mask: mx.array | None, position_ids: mx.array | None, return_weights: bool
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
-        heads = self.qkv(x).reshape(B, L, self.num_heads + 2 * self.num_groups, -1).transpose(0, 2, 1, 3)
+        heads = by_rows(self.qkv, x).reshape(B, L, self.num_heads + 2 * self.num_groups, -1).transpose(0, 2, 1, 3)
         q, k, v = mx.split(heads, [self.num_heads, self.num_heads + self.num_groups], axis=1)
         q = rotate(self.query_norm(q), self.rope, position_ids)
         k = rotate(self.key_norm(k), self.rope, position_ids)
         x, weights = attend(q, k, v, mask, self.dropout_prob if self.training else 0.0, return_weights, self.scale)
-        return self.out(x), weights
+        return by_rows(self.out, x), weights
 
 
 class MLP(nn.Module):
@@ -229,7 +230,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(self.attention_norm(x), mask, position_ids, return_weights)
         x = x + self.attention_out_norm(attended)
-        return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x))), weights
+        return x + self.mlp_out_norm(by_rows(self.mlp, self.mlp_norm(x))), weights
 
 
 class Model(nn.Module):

@@ -27,6 +27,7 @@ from mlx_bert.encoders.base import (
     key_padding_mask,
     masked_bias,
 )
+from mlx_bert.encoders.cpu import by_rows
 
 GATES = {"geglu": "gelu", "reglu": "relu"}
 
@@ -122,13 +123,13 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, bias: mx.array, return_weights: bool) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
-        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
+        q, k, v = mx.split(by_rows(self.qkv, x), 3, axis=-1)
         if self.qk_post_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = (part.reshape(B, L, self.num_heads, -1).transpose(0, 2, 1, 3) for part in (q, k, v))
         dropout = self.dropout_prob if self.training else 0.0
         x, weights = attend(q, k, v, bias, dropout, return_weights)
-        return self.out(x), weights
+        return by_rows(self.out, x), weights
 
 
 class MLP(nn.Module):
@@ -160,7 +161,7 @@ class Layer(nn.Module):
     def __call__(self, x: mx.array, bias: mx.array, return_weights: bool = False) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, bias, return_weights)
         x = self.attention_norm(x + self.dropout(attended))
-        return self.mlp_norm(x + self.mlp(x)), weights
+        return self.mlp_norm(x + by_rows(self.mlp, x)), weights
 
 
 class QKPostNormMLP(nn.Module):
@@ -193,7 +194,7 @@ class QKPostNormLayer(nn.Module):
     def __call__(self, x: mx.array, bias: mx.array, return_weights: bool = False) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, bias, return_weights)
         x = self.norm_1(x + self.attention_norm(x + self.dropout(attended)))
-        return self.norm_2(x + self.mlp(x)), weights
+        return self.norm_2(x + by_rows(self.mlp, x)), weights
 
 
 class Model(nn.Module):

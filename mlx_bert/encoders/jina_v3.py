@@ -18,6 +18,7 @@ import mlx.nn as nn
 
 from mlx_bert.encoders import bert, gte, nomic_bert
 from mlx_bert.encoders.base import EncoderConfig, NameMap, activation
+from mlx_bert.encoders.cpu import by_rows
 from mlx_bert.encoders.rotary import Rotary, rope_parameters, rotary
 
 THETA = 20_000.0
@@ -166,7 +167,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, mask, position_ids, return_weights)
         x = self.attention_norm(x + self.dropout(attended))
-        return self.mlp_norm(x + self.dropout(self.mlp(x))), weights
+        return self.mlp_norm(x + self.dropout(by_rows(self.mlp, x))), weights
 
 
 class Model(nomic_bert.Model):

@@ -24,6 +24,7 @@ from mlx_bert.encoders.base import (
     key_padding_mask,
     open_blind_rows,
 )
+from mlx_bert.encoders.cpu import by_rows
 from mlx_bert.encoders.rotary import Rotary, rotate
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -151,14 +152,14 @@ class Attention(nn.Module):
         window: int | None = None,
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        q, k, v = by_rows(self.qkv, x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         q, k = rotate(q, self.rope, position_ids), rotate(k, self.rope, position_ids)
         dropout = self.dropout_prob if self.training else 0.0
         if window is None:
             x, weights = attend(q, k, v, mask, dropout, return_weights)
         else:
             x, weights = attend_in_blocks(q, k, v, mask, window, dropout), None
-        return self.dropout(self.out(x)), weights
+        return self.dropout(by_rows(self.out, x)), weights
 
 
 class MLP(nn.Module):
@@ -198,7 +199,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(self.attention_norm(x), mask, position_ids, return_weights, window)
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), weights
+        return x + by_rows(self.mlp, self.mlp_norm(x)), weights
 
 
 def local_mask(mask: mx.array | None, length: int, window: int) -> mx.array | None:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -25,6 +25,7 @@ from tokenizers import Encoding
 from tqdm.auto import tqdm
 
 from mlx_bert import blas
+from mlx_bert.encoders import cpu
 from mlx_bert.tokenizer import Batch, Tokenizer
 
 TOKENS_PER_TEXT = 128  # one of batch_size texts is taken to be this long: the budget is batch_size times it
@@ -242,10 +243,11 @@ def run_batches(
         return tokenizer.encode([texts[i] for i in window], second, max_length)
 
     def start(group: list[list[Encoding]]) -> list[Any]:
-        outputs = []
-        for chosen, stream in zip(group, compute_streams(), strict=False):
-            with mx.stream(stream):
-                outputs.append(forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen))
+        outputs, streams = [], compute_streams()
+        with cpu.spread_over(streams) if len(group) == 1 else nullcontext():
+            for chosen, stream in zip(group, streams, strict=False):
+                with mx.stream(stream):
+                    outputs.append(forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen))
         # In one call: MLX queues about 100 operations ahead, fewer than a batch has, and takes them in turn only from
         # what is evaluated together. Batch after batch, the second stream would wait for most of the first batch.
         mx.async_eval([_arrays(output) for output in outputs])
@@ -261,7 +263,8 @@ def run_batches(
             encodings = following.result() if following else tokenise(window)
             following = pool.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
             plan = plan_batches([len(encoding) for encoding in encodings], budget)
-            if number == 0 and len(windows) + len(plan) > 2:  # a batch alone may have all threads
+            is_spread = max(map(len, encodings)) >= cpu.SPREAD_FROM
+            if number == 0 and (is_spread or len(windows) + len(plan) > 2):  # a short batch alone may have all threads
                 stack.enter_context(blas.single_threaded())
             width = on_device(lambda: len(compute_streams()))
             for first in range(0, len(plan), width):

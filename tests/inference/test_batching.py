@@ -161,3 +161,22 @@ def test_products_have_one_thread_while_batches_run_side_by_side(encoder):
         assert blas_threads() == 2
     finally:
         openblas.scipy_openblas_set_num_threads64_(before)
+
+
+def test_a_long_batch_alone_is_spread_over_the_cores(encoder, monkeypatch):
+    streams = [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)]
+    monkeypatch.setattr(batching, "compute_streams", lambda: streams)
+    monkeypatch.setattr(batching.cpu, "SPREAD_FROM", 32)
+    monkeypatch.setattr(batching, "CPU_BUDGET", 64)
+    seen = []
+
+    def forward(batch, encodings):
+        seen.append((len(batching.cpu._own.streams), batching.blas._users > 0))
+        return batch.input_ids
+
+    for texts in (["word " * 60], ["word " * 60, "word " * 60], ["word"]):
+        list(run_batches(texts, encoder.tokenizer, forward, batch_size=1, max_length=64))
+        seen.append(None)
+    assert seen[:2] == [(2, True), None]  # alone: both streams, and one thread for each product
+    assert [spread for spread, _ in seen[2:4]] == [0, 0]  # two batches have a stream each
+    assert seen[5] == (2, False)  # too short: by_rows leaves it in one piece, and products have all threads

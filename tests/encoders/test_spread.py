@@ -1,0 +1,106 @@
+"""One long batch on several CPU streams: the same results, on all of them."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlx_bert.core import BertCore
+from mlx_bert.encoders import cpu
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+}
+LONG_CONTEXT = {
+    "bert": {},
+    "modernbert": {"local_attention": 8},
+    "nomic_bert": {},
+    "new": {},
+    "eurobert": {"num_key_value_heads": 1},
+    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8, "use_bidirectional_attention": True},
+    "jina_embeddings_v3": {},
+}
+
+
+@pytest.fixture(scope="module")
+def streams():
+    return [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(cpu, "SPREAD_FROM", 8)
+    monkeypatch.setattr(cpu, "TILE", 64)
+
+
+def normal(*shape):
+    return mx.random.normal(shape, key=mx.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [((1, 9, 4), [(1, 3, 4)] * 3), ((1, 8, 4), [(1, 3, 4), (1, 3, 4), (1, 2, 4)]), ((4, 8, 4), [(2, 8, 4)] * 2)],
+)
+def test_each_stream_has_a_share(streams, shape, parts):
+    seen = []
+
+    def function(x):
+        seen.append((x.shape, mx.default_stream(mx.cpu)))
+        return x * 2
+
+    x = normal(*shape)
+    with cpu.spread_over(streams):
+        result = cpu.by_rows(function, x)
+    assert mx.array_equal(result, x * 2)
+    assert seen == list(zip(parts, streams, strict=False))
+
+
+def test_what_stays_in_one_piece(streams):
+    calls = []
+    x = normal(1, 9, 4)
+    cpu.by_rows(lambda x: calls.append(x.shape) or x, x)
+    with cpu.spread_over(streams):
+        cpu.by_rows(lambda x: calls.append(x.shape) or x, x[:, :7])
+        cpu.by_rows(lambda x: calls.append(x.shape) or x, x.astype(mx.float16))
+    with cpu.spread_over(streams[:1]):
+        cpu.by_rows(lambda x: calls.append(x.shape) or x, x)
+    with pytest.raises(RuntimeError), cpu.spread_over(streams):
+        raise RuntimeError
+    cpu.by_rows(lambda x: calls.append(x.shape) or x, x)
+    assert calls == [(1, 9, 4), (1, 7, 4), (1, 9, 4), (1, 9, 4), (1, 9, 4)]
+
+
+def test_attention_tiles_take_turns(streams, monkeypatch):
+    seen, attend = [], cpu._attend
+    monkeypatch.setattr(cpu, "_attend", lambda *x: seen.append(str(mx.default_stream(mx.cpu))) or attend(*x))
+    query = normal(1, 2, 12, 4)
+    whole = cpu.attention(query, query, query, None, 0.5)
+    assert len(set(seen)) == 1
+    seen.clear()
+    with cpu.spread_over(streams):
+        result = cpu.attention(query, query, query, None, 0.5)
+    assert {seen.count(str(stream)) for stream in streams} <= {len(seen) // 3, -(-len(seen) // 3)}
+    assert len(seen) > 3
+    assert mx.array_equal(result, whole)
+
+
+@pytest.mark.parametrize("model_type", LONG_CONTEXT)
+def test_an_encoder_gives_the_same_on_several_streams(streams, model_type, monkeypatch):
+    core = BertCore({"model_type": model_type, **SIZES, **LONG_CONTEXT[model_type]}).eval()
+    ids = mx.random.randint(1, 50, (1, 40), key=mx.random.key(1))
+    whole = core(ids).last_hidden_state
+    mx.eval(whole)
+    products, call = [], nn.Linear.__call__
+    monkeypatch.setattr(nn.Linear, "__call__", lambda self, x: products.append(x.shape) or call(self, x))
+    with cpu.spread_over(streams):
+        result = core(ids).last_hidden_state
+    assert {shape[1] for shape in products if len(shape) == 3} == {
+        14,
+        12,
+    }  # a third of the 40 tokens (poolers take 2-D)
+    np.testing.assert_allclose(np.asarray(result), np.asarray(whole), atol=2e-6)
