@@ -151,8 +151,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     texts.add_argument(
         "--gather-across-ranks", action="store_true",
-        help="embedding: of several ranks (docs/distributed.md), take the loss over the batches of all, whose texts are "
-        "more negatives",
+        help="embedding: of several ranks (docs/distributed.md), take the loss over the batches of all: more negatives",
     )  # fmt: skip
     texts.add_argument("--hard-negatives", type=int, metavar="N", help="mine N negatives for each pair, every epoch")
     texts.add_argument("--prompt", metavar="TEXT", help="put this before each text")

@@ -12,10 +12,13 @@ from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
 from mlx_bert.data.labels import LabelMap, class_weights
 from mlx_bert.mtl_training import DifficultySampler, task_difficulties
 from mlx_bert.multihead import MultiheadClassifier
-from mlx_bert.multihead_training import TaskHeads
+from mlx_bert.multihead_config import METRICS, POOLINGS
+from mlx_bert.multihead_training import HEADS_ONLY_FACTOR, TaskHeads
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
 from mlx_bert.training.trainer import Trainer
 
+TRAINING_SETTINGS = ("batch_size", "epochs", "weight_decay", "warmup_ratio", "gradient_accumulation_steps",
+                     "max_grad_norm", "output_dir", "save_every", "dtype", "seed")  # fmt: skip
 LOSS_OPTIONS = ("use_focal_loss", "focal_gamma", "label_smoothing")
 
 
@@ -29,6 +32,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     rows, held_out = read_task_parts(sources, args, settings.seed)
     labels = {task: _label_map(task, rows) for source in sources for task in source.tasks}
     classifier = MultiheadClassifier.new(_config(args, settings, sources), labels, _weights(rows, labels))
+    classifier.config.encoder.unfreeze_layers = _trained_layers(settings, classifier.model.bert.get_num_layers())
     length = classifier.config.training.max_length
     examples = tokenize_examples(_labelled(rows, labels, "training data"), classifier.tokenizer, length)
     measured = _labelled(held_out, labels, "evaluation data")
@@ -104,21 +108,39 @@ def _labelled(rows: list[dict[str, Any]], labels: dict[str, LabelMap], name: str
     return examples
 
 
+def _trained_layers(settings: Any, count: int) -> int | None:
+    """How many top layers of ``count`` the settings train; None for the whole encoder."""
+    if settings.unfreeze_layers is not None:
+        return settings.unfreeze_layers
+    known = {"none": None, "as_is": None, "embeddings": count, "backbone": 0}
+    return known[settings.freeze] if settings.freeze in known else count - int(settings.freeze)
+
+
 def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) -> dict[str, Any]:
     """The classifier's settings from those of the command."""
     from mlx_bert.checkpoint import read_json, ready_folder
     from mlx_bert.encoders import find_encoder
-    from mlx_bert.multihead_config import POOLINGS
 
     if args.pooling and args.pooling not in POOLINGS:
         raise ValueError(
             f"[train] expected --pooling of {', '.join(POOLINGS)} with several tasks but got {args.pooling}."
         )
+    # A classifier's heads learn at ten times its rate while the encoder is frozen, as when a task is added to it later:
+    # at the rate that heads have in this run.
+    head_rate = settings.freeze_learning_rate or settings.head_learning_rate or 10 * settings.learning_rate
     training = {
         "model_name": args.model,
         "max_length": settings.max_length or 128,
-        **{name: getattr(settings, name) for name in ("batch_size", "epochs", "learning_rate", "output_dir", "seed")},
+        "learning_rate": head_rate / HEADS_ONLY_FACTOR,
+        "val_size": args.eval_size,
+        "test_size": 0.0,
+        **{name: getattr(settings, name) for name in TRAINING_SETTINGS},
     }
+    rate = HEADS_ONLY_FACTOR * settings.learning_rate / head_rate if head_rate else 1.0
+    encoder = {"freeze_epochs": settings.freeze_epochs, "lr_multiplier": rate}
+    evaluation = {"patience": settings.patience, "min_delta": settings.min_delta}
+    if settings.metric in METRICS:
+        evaluation["metric"] = settings.metric
     options = dict(args.head_options or {})
     loss = {name: options.pop(name) for name in LOSS_OPTIONS if name in options}
     loss["use_class_weights"] = args.class_weights
@@ -138,7 +160,9 @@ def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) 
     return {
         "training": training,
         "head": head,
+        "encoder": encoder,
         "loss": loss,
+        "eval": evaluation,
         "pooling": args.pooling or "mean",
         "task_sampling": sampling,
     }

@@ -1,59 +1,16 @@
 """Training, measuring and predicting with every kind of model, from the command line, in this process."""
 
 import csv
-import json
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from cli_cases import MOODS, THINGS, labelled, lines, predictions, report
 
 from mlx_bert.__main__ import main, parse
 from mlx_bert.checkpoint import read_json, read_weights
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.multihead import MultiheadClassifier
-
-FAST = ["--no-progress", "--save-every", "no", "--batch-size", "8", "--learning-rate", "3e-3"]
-THINGS = ("dog", "cat", "tree", "book", "city", "house", "river", "sun")
-MOODS = ("happy", "sad", "angry")
-
-
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def labelled(count=48):
-    """Texts whose second word says the mood and whose third says the thing."""
-    words = {"pos": "good", "neg": "bad", "mixed": "old"}
-    names = list(words)
-    return [
-        {"text": f"the {words[names[n % 3]]} {THINGS[n % 4]} " + "is here " * (n % 3), "mood": names[n % 3],
-         "thing": THINGS[n % 4]}
-        for n in range(count)
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def command(tiny_bert_folder, tmp_path, capsys):
-    """Run a verb; it must succeed. Gives what it printed."""
-
-    def run(verb, *argv, code=0):
-        start = ["--model", tiny_bert_folder, *FAST] if verb == "train" else []
-        given = [str(argument) for argument in (verb, *start, *argv)]
-        assert main(given) == code
-        printed = capsys.readouterr()
-        return printed.err if code else printed.out
-
-    return run
-
-
-def report(command, output, data, *options):
-    return json.loads(command("evaluate", "--model", output, "--data", data, "--json", *options))
-
-
-def predictions(command, output, *argv):
-    printed = command("predict", "--model", output, "--format", "jsonl", *argv)
-    return [json.loads(line) for line in printed.splitlines()]
 
 
 def test_token_classification(command, tmp_path):
