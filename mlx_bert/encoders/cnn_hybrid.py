@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_bert.encoders import bert
+from mlx_bert.encoders import bert, cpu
 from mlx_bert.encoders.base import EncoderOutput, NameMap
 
 CNN = "cnn."  # how the network's tensors begin, in memory and on disk
@@ -121,7 +121,7 @@ class Dilated(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         pairs = zip(self.convolutions, self.rates, strict=True)
-        total = sum(nn.gelu(convolution(same_length(x, 3, rate))) for convolution, rate in pairs)
+        total = sum(cpu.gelu(convolution(same_length(x, 3, rate))) for convolution, rate in pairs)
         return self.norm(self.dropout(total / len(self.rates)))
 
 

@@ -1,6 +1,7 @@
 """BERT with a convolutional network on top, against transformers' BERT with the same network in torch."""
 
 import mlx.core as mx
+import mlx.nn
 import numpy as np
 import pytest
 import torch
@@ -121,6 +122,17 @@ class Reference(transformers.BertModel):
 def test_parity(assert_parity, options):
     core = assert_parity(Reference(**options))
     assert core.get_hidden_size() == 20
+
+
+def test_a_cpu_computes_the_dilated_features_with_its_own_gelu(monkeypatch):
+    """``nn.gelu`` takes one number at a time there."""
+
+    def scalar(x):
+        raise AssertionError("nn.gelu was called")
+
+    core = BertCore({**ReferenceConfig(**TINY).to_dict(), "model_type": "cnn_hybrid"}).eval()
+    monkeypatch.setattr(mlx.nn, "gelu", scalar)
+    assert core(mx.array([[7, 8, 9]])).last_hidden_state.shape == (1, 3, 20)
 
 
 def test_pooled_vector_with_left_padding():
