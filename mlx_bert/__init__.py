@@ -39,6 +39,13 @@ _PUBLIC = {
     "pipeline": "mlx_bert.inference.pipelines",
     "TextPredictor": "mlx_bert.inference.predict",
     "EmbeddingIndex": "mlx_bert.inference.index",
+    "community_detection": "mlx_bert.inference.search",
+    "mine_hard_negatives": "mlx_bert.inference.search",
+    "paraphrase_mining": "mlx_bert.inference.search",
+    "paraphrase_mining_embeddings": "mlx_bert.inference.search",
+    "semantic_search": "mlx_bert.inference.search",
+    "quantize_embeddings": "mlx_bert.inference.quantization",
+    "semantic_search_quantized": "mlx_bert.inference.quantized_search",
     "SentenceEncoderTrainer": "mlx_bert.training.sentence",
     "HardNegatives": "mlx_bert.training.hard_negatives",
     "MultipleNegativesRanking": "mlx_bert.training.sentence_losses",
@@ -103,6 +110,15 @@ if TYPE_CHECKING:
     from mlx_bert.inference.index import EmbeddingIndex
     from mlx_bert.inference.pipelines import pipeline
     from mlx_bert.inference.predict import TextPredictor
+    from mlx_bert.inference.quantization import quantize_embeddings
+    from mlx_bert.inference.quantized_search import semantic_search_quantized
+    from mlx_bert.inference.search import (
+        community_detection,
+        mine_hard_negatives,
+        paraphrase_mining,
+        paraphrase_mining_embeddings,
+        semantic_search,
+    )
     from mlx_bert.inference.task_evaluators import (
         ClassificationEvaluator,
         CrossEncoderClassificationEvaluator,

@@ -23,6 +23,11 @@ def test_type_checkers_see_the_same_names():
     assert names == set(mlx_bert.__all__)
 
 
+@pytest.mark.parametrize("name", ["semantic_search", "paraphrase_mining", "community_detection", "quantize_embeddings"])
+def test_search_helpers_stand_at_the_top(name):
+    assert name in mlx_bert.__all__
+
+
 def test_an_unknown_name_says_what_there_is():
     with pytest.raises(AttributeError, match=r"has no attribute 'BertCor'. Public names: .*BertCore"):
         _ = mlx_bert.BertCor
