@@ -264,17 +264,22 @@ def read_parts(path: str | Path, size: int = CHUNK) -> Iterator[str]:
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
-            rest = ""
+            kept: list[str] = []  # read, and without a place to cut
             while chunk := file.read(size):
-                rest += chunk
-                # a letter and the space after it are never one piece
-                cut = next(
-                    (at for at in range(len(rest) - 1, 0, -1) if rest[at] in " \n" and rest[at - 1].isalpha()), 0
-                )
+                last = kept[-1][-1:] if kept else ""
+                text = last + chunk
+                # white space and what stands before it are never one piece
+                cut = next((at for at in range(len(text) - 1, 0, -1) if _ends_before(text, at)), 0)
                 if cut:
-                    yield rest[:cut]
-                    rest = rest[cut:]
-            if rest:
-                yield rest
+                    yield "".join(kept) + chunk[: cut - len(last)]
+                    kept, chunk = [], chunk[cut - len(last) :]
+                kept.append(chunk)
+            if kept:
+                yield "".join(kept)
     except UnicodeDecodeError as error:
         raise ValueError(f"[bpe] {path} is not UTF-8 ({error}). Convert it first.") from None
+
+
+def _ends_before(text: str, at: int) -> bool:
+    # str.isspace() counts four control characters that the pattern takes for signs
+    return text[at].isspace() and text[at] not in "\x1c\x1d\x1e\x1f" and not text[at - 1].isspace()

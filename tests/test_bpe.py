@@ -146,6 +146,34 @@ def test_files_are_read_in_parts_that_cut_no_piece(tmp_path):
         ByteLevelBPE.train_from_files([path, tmp_path / "lost.txt"])
 
 
+@pytest.mark.parametrize(
+    "line", ["春眠不覚暁。\n", "one, two!\t", "7\u3000", "a.\r\n", "x\x1c \x1d; y\x0b", "…\x85 -\xa0?\u2003\u1680"]
+)
+def test_parts_end_after_any_character(tmp_path, line):
+    text, path = line * 60, tmp_path / "t.txt"
+    path.write_bytes(text.encode())
+    for size in (1, 7, 40):
+        parts = list(read_parts(path, size))
+        assert "".join(parts) == text
+        assert [piece for part in parts for piece in regex.findall(PATTERN, part)] == regex.findall(PATTERN, text)
+        assert max(map(len, parts)) <= size + len(line)
+
+
+def test_a_file_trains_as_its_text_does(tmp_path, monkeypatch):
+    text, path = "春眠不覚暁。\n処処聞啼鳥。\n Don't, they're 12.5 km!\u3000(off)\n\n" * 30, tmp_path / "t.txt"
+    path.write_bytes(text.encode())
+    monkeypatch.setattr("mlx_bert.bpe.read_parts", lambda path: read_parts(path, 50))
+    assert ByteLevelBPE.train_from_files(path, 330).merges == ByteLevelBPE.train([text], 330).merges
+
+
+def test_text_without_a_place_to_cut_is_searched_once(tmp_path, monkeypatch):
+    path, looked = tmp_path / "t.txt", []
+    path.write_text("春" * 2000)
+    monkeypatch.setattr("mlx_bert.bpe._ends_before", lambda text, at: looked.append(at))
+    assert len(list(read_parts(path, 10))) == 1
+    assert len(looked) <= 2000
+
+
 def test_the_file(bpe, tmp_path):
     bpe.save(tmp_path / "bpe_merged.json")
     saved = json.loads((tmp_path / "bpe_merged.json").read_text())
