@@ -101,7 +101,7 @@ class TrainingArgs:
         0, "the final model is the mean of the weights of this many checkpoints of the last phase; 0 for no mean"
     )
     average_of: str = setting("last", "which checkpoints: the last ones, or those of the best metric", AVERAGED)
-    eval_every: str = setting("epoch", "when to evaluate: epoch, no, or a number of updates")
+    eval_every: str = setting("epoch", "when to evaluate: epoch, no, or a number of updates (and at the end)")
     eval_batch_size: int | None = setting(None, "examples per batch in evaluation; twice batch_size if not set")
     metric: str | None = setting(None, "metric that selects the best model; the head's own if not set, else the loss")
     greater_is_better: bool | None = setting(None, "whether a greater metric is better; known for losses and errors")

@@ -190,7 +190,19 @@ class RunFolder:
                     self.tokenizer.save_pretrained(folder / "bert" if (folder / "bert").is_dir() else folder)
             else:
                 write_safetensors(folder / WEIGHTS, entries_of(model_arrays(self.model)))
-            metrics = state.best_metrics if name == "best_model" else (state.history["epochs"] or [{}])[-1]
+            is_best = name == "best_model"
+            step = state.best_step if is_best else state.step
+            history = {key: [record for record in records if record["step"] <= step]
+                       for key, records in state.history.items()}  # fmt: skip
+            latest = (history["epochs"] or [{}])[-1]
             if self.adapters is not None:
                 save_adapters(self.model, folder / "adapters", self.adapters)
-            write_json(folder / METADATA, {"step": state.step, "metrics": metrics, "args": self.args.to_dict()})
+            metadata = {
+                "step": step,
+                "metrics": state.best_metrics if is_best else latest,
+                "best_metrics": state.best_metrics,
+                "learning_rate": latest.get("learning_rate"),
+                "history": history,
+                "args": self.args.to_dict(),
+            }
+            write_json(folder / METADATA, metadata)

@@ -282,10 +282,12 @@ class Trainer:
         self._stop_if_asked()
 
     def _end_of_epoch(self, phase: Phase) -> None:
-        if self.args.eval_every == "epoch" or self._is_due(self.args.eval_every):
-            self._evaluate(epoch=self.state.passes)
+        every, state = self.args.eval_every, self.state
+        at_end = every.isdecimal() and state.epoch == phase.epochs and phase.is_main  # a short run has no other
+        if every == "epoch" or self._is_due(every) or at_end:
+            self._evaluate(epoch=state.passes)
         else:
-            self._record_epoch({"epoch": self.state.passes}, {})
+            self._publish(self._record_epoch({"epoch": state.passes}, {}))
 
     def _end_phase(self, phase: Phase, is_last: bool) -> None:
         state = self.state
@@ -358,7 +360,7 @@ class Trainer:
     def _evaluate(self, epoch: float, note: dict[str, Any] | None = None) -> None:
         about = {"epoch": epoch, **(note or {})}
         if self.feed.evaluation is None and not self.measures_without_examples:
-            self._record_epoch(about, {})
+            self._publish(self._record_epoch(about, {}))
             return
         state = self.state
         self.model.eval()
@@ -371,15 +373,22 @@ class Trainer:
             is_best = math.isfinite(value) and (state.best_value is None or sign * (value - state.best_value) > 0)
             if is_best:
                 state.best_value, state.best_step, state.best_metrics = value, state.step, metrics
+            record = self._record_epoch({**about, "is_best": is_best}, metrics)
+            if is_best:
                 self.folder.save_best(state)
         reference = state.patience_value
-        if reference is None or sign * (value - reference) > self.args.min_delta:
+        # a first value that is no number would never be improved upon
+        if math.isfinite(value) and (reference is None or sign * (value - reference) > self.args.min_delta):
             state.patience_value, state.stale = value, 0
         else:
             state.stale += 1
-        self._record_epoch({**about, "is_best": is_best}, metrics)
+        self._publish(record)
 
-    def _record_epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> None:
+    def _publish(self, record: dict[str, Any]) -> None:
+        self.folder.write_history(self.state)
+        self._call("on_evaluate", record)
+
+    def _record_epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
         state = self.state
         record = {
             **record,
@@ -391,8 +400,7 @@ class Trainer:
             "seconds": round(time.perf_counter() - self._began, 3),
         }
         state.history["epochs"].append(record)
-        self.folder.write_history(state)
-        self._call("on_evaluate", record)
+        return record
 
     def _metric_name(self, metrics: dict[str, float]) -> str:
         wanted = self.args.metric

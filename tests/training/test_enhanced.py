@@ -43,10 +43,26 @@ def test_the_folders_and_the_history(toy, data, tmp_path):
     assert {"best_metrics", "learning_rate"} <= metadata.keys()
     assert metadata["state"]["history"]["epochs"]
     history = json.loads((tmp_path / "run/training_history.json").read_text())
-    assert [record["step"] for record in history["epochs"] if "eval_loss" in record] == [2, 4, 6, 8]
+    assert [record["step"] for record in history["epochs"] if "eval_loss" in record] == [2, 4, 6, 8, 9]
+    best = json.loads((tmp_path / "run/best_model/metadata.json").read_text())
+    final = json.loads((tmp_path / "run/final_model/metadata.json").read_text())
+    assert (best["step"], best["metrics"], best["best_metrics"]) == (result.best_step, result.metrics, result.metrics)
+    assert best["history"]["epochs"][-1]["step"] == result.best_step < 9
+    assert best["learning_rate"] == best["history"]["epochs"][-1]["learning_rate"] > 0
+    assert (final["step"], final["history"], final["learning_rate"]) == (
+        9,
+        history,
+        history["epochs"][-1]["learning_rate"],
+    )
     loaded = BertWithHead.from_pretrained(tmp_path / "run/best_model")
     np.testing.assert_array_equal(loaded.head.output.weight, trainer.model.head.output.weight)
     assert trainer.evaluate(data[:9]) == pytest.approx(result.metrics)
+
+
+def test_a_run_of_few_updates_is_measured_at_its_end(toy, data, tmp_path):
+    result = EnhancedTrainer(toy.model(), tmp_path / "run", num_epochs=1, progress=False).train(data, data[:9])
+    assert (result.best_step, result.metrics.keys() >= {"loss", "accuracy"}) == (2, True)
+    assert (tmp_path / "run/best_model/metadata.json").is_file()
 
 
 def test_what_is_frozen_stays(toy, data, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import mlx.core as mx
 import numpy as np
@@ -141,6 +142,28 @@ def test_early_stopping_and_min_delta(toy, tmp_path):
     assert len(result.history["epochs"]) == 3
     losses = [record["eval_loss"] for record in result.history["epochs"]]
     assert result.metrics["loss"] == min(losses)  # any strict improvement is kept, min_delta is for patience alone
+
+
+class NotANumberFirst(HeadObjective):
+    """Metrics of which the first value is no number."""
+
+    def __init__(self, values):
+        self.values = iter(values)
+
+    def metrics(self, model, outputs, labels):
+        return {"quality": next(self.values)}
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_what_is_no_number_is_worse_than_any_number(toy, tmp_path, bad):
+    objective = NotANumberFirst([bad, 0.1, 0.2, bad, 0.3, 0.4])
+    args = arguments(tmp_path / "run", epochs=6, patience=2, metric="quality", save_every="no")
+    result = Trainer(toy.model(), args, toy.examples(8), toy.examples(3, 1), toy.tokenizer, objective=objective).train()
+    assert (result.steps, result.best_step, result.stopped_early) == (6, 6, False)
+    objective = NotANumberFirst([0.5, bad, bad])
+    args = arguments(tmp_path / "bad", epochs=6, patience=2, metric="quality", save_every="no")
+    result = Trainer(toy.model(), args, toy.examples(8), toy.examples(3, 1), toy.tokenizer, objective=objective).train()
+    assert (result.steps, result.best_step, result.stopped_early) == (3, 1, True)
 
 
 def test_patience_also_counts_within_an_epoch(toy, tmp_path):
@@ -356,7 +379,8 @@ def test_settings_and_data_that_do_not_fit(toy, tmp_path):
 
 
 def test_evaluation_by_updates_and_class_balanced_sampling(toy, tmp_path):
-    args = arguments(tmp_path / "run", epochs=1, eval_every=2, sampling="class_balanced", save_every="no")
+    args = arguments(tmp_path / "run", epochs=2, eval_every=4, sampling="class_balanced", save_every="no")
     result = Trainer(toy.model(), args, toy.examples(40), toy.examples(9, 1), toy.tokenizer).train()
-    assert [record["step"] for record in result.history["epochs"]] == [2, 4, 5]
-    assert "eval_loss" not in result.history["epochs"][-1]
+    epochs = result.history["epochs"]
+    assert [record["step"] for record in epochs] == [4, 5, 8, 10]
+    assert ["eval_loss" in record for record in epochs] == [True, False, True, True]  # the end is always measured
