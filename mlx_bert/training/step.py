@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_bert.data.collate import Arrays
+from mlx_bert.encoders.cpu_trace import gradients_traced
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.distributed import World
 from mlx_bert.training.objective import Objective
@@ -151,7 +152,8 @@ class TrainingStep:
             install(self.model, present)
             return self.objective.loss(self.model, self.objective.forward(self.model, batch), batch)
 
-        (loss, weight), gradients = mx.value_and_grad(loss_of)(flat_parameters(self.model))
+        with gradients_traced():
+            (loss, weight), gradients = mx.value_and_grad(loss_of)(flat_parameters(self.model))
         install(self.model, everything)
         return loss, weight, gradients
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mlx_bert.encoders import cpu
+from mlx_bert.encoders.cpu_trace import gradients_traced
 
 
 def test_gelu_is_the_exact_one():
@@ -31,6 +32,37 @@ def test_gelu_gradient():
     torch.nn.functional.gelu(reference).sum().backward()
     gradient = mx.grad(lambda x: mx.sum(cpu.gelu(x)))(mx.array(x))
     np.testing.assert_allclose(np.asarray(gradient), reference.grad.numpy(), atol=6e-6)
+
+
+def test_trained_gelu_and_its_gradient():
+    x = np.linspace(-8, 8, 2001, dtype=np.float32)
+    reference = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.gelu(reference).backward(torch.tensor(x.astype(np.float64) + 9))
+    with gradients_traced():
+        (result,), (gradient,) = mx.vjp(cpu.gelu, [mx.array(x)], [mx.array(x) + 9])
+    np.testing.assert_array_equal(np.asarray(result), np.asarray(cpu.gelu(mx.array(x))))
+    np.testing.assert_allclose(np.asarray(gradient), reference.grad.numpy(), rtol=1e-6, atol=1e-5)
+    far = mx.array([0.0, -0.0, 40.0, -40.0, 1e30, -1e30])
+    with gradients_traced():
+        slope = mx.grad(lambda x: mx.sum(cpu.gelu(x)))(far)
+    np.testing.assert_array_equal(np.asarray(slope), [0.5, 0.5, 1, 0, 1, 0])
+
+
+def test_trained_gelu_is_compiled_both_ways():
+    with gradients_traced():
+        outputs = mx.vjp(cpu.gelu, [mx.ones((4, 4))], [mx.ones((4, 4))])
+    kernels = [operation for operation in operations_of(outputs) if operation.startswith("Compiled")]
+    assert len(kernels) == 5
+    plain = mx.vjp(cpu.gelu, [mx.ones((4, 4))], [mx.ones((4, 4))])
+    assert not any(operation.startswith("Compiled") for operation in operations_of(plain))
+
+
+def test_trained_gelu_has_second_derivatives():
+    x = mx.linspace(-3, 3, 12)
+    with gradients_traced():
+        second = mx.grad(lambda x: mx.sum(mx.grad(lambda x: mx.sum(cpu.gelu(x)))(x)))(x)
+    phi = np.exp(-np.square(np.asarray(x)) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(np.asarray(second), (2 - np.square(np.asarray(x))) * phi, atol=1e-5)
 
 
 def test_half_precision_goes_the_general_way():
@@ -68,17 +100,27 @@ def test_attention_gradient_is_the_fused_one():
         np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), atol=1e-5)
 
 
-KERNELS = {"_inverse_root": 1, "_gelu": 2, "_exp_quarter": 1, "_inverse_fourth_power": 1}
+KERNELS = {
+    "_inverse_root": 1,
+    "_inverse_root_alone": 1,
+    "_gelu": 2,
+    "_gelu_slope": 4,
+    "_exp_quarter": 1,
+    "_exp_eighth_square": 1,
+    "_inverse_fourth_power": 1,
+}
+
+
+def operations_of(arrays) -> list[str]:
+    graph = io.StringIO()
+    mx.export_to_dot(graph, arrays)
+    return [label for label in re.findall(r'label ="(\w+)"', graph.getvalue()) if label not in ("Broadcast", "Full")]
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_each_function_is_one_kernel(name):
     """Of several, the later ones would get constants as arrays without strides, which no compiler vectorises."""
-    graph = io.StringIO()
-    mx.export_to_dot(graph, getattr(cpu, name)(*[mx.ones((4, 4))] * KERNELS[name]))
-    operations = [
-        label for label in re.findall(r'label ="(\w+)"', graph.getvalue()) if label not in ("Broadcast", "Full")
-    ]
+    operations = operations_of(getattr(cpu, name)(*[mx.ones((4, 4))] * KERNELS[name]))
     assert len(operations) == 1
     assert operations.pop().startswith("Compiled")
 
