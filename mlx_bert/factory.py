@@ -203,8 +203,9 @@ def create_bert_from_dataset(
 ) -> BertWithHead:
     """Create the model that suits a data set: a path is enough.
 
-    Target, task, head, pooling, dropout, class weights and frozen layers follow from the data, and are printed;
-    the finding is kept as ``model.analysis``.
+    Target, task, head, pooling, dropout, weights of rare classes and frozen layers follow from the data, and are
+    printed; the finding is kept as ``model.analysis``, whose ``recommended_training_settings`` are those of
+    ``TrainingArgs`` to go on with. ``mlx-bert train --task auto`` does all of it.
 
     Args:
         dataset_path: a ``.csv``, ``.tsv`` or ``.jsonl`` file.
@@ -223,7 +224,10 @@ def create_bert_from_dataset(
     print(analysis)
     if analysis.classes:
         options.setdefault("id2label", dict(enumerate(analysis.classes)))
-    settings = {**analysis.recommended_head_options(), **options}
+    settings = analysis.recommended_head_options()
+    if {"loss", "pos_weight", "class_weights"} & set(options):  # another answer to rare classes
+        settings = {name: value for name, value in settings.items() if name not in ("pos_weight", "class_weights")}
+    settings |= options
     freezes = "freeze_bert" in settings or "freeze_bert_layers" in settings
     model = create_bert_for_competition(
         analysis.competition_type, bert_name=pretrained_name, num_labels=analysis.num_classes, **settings

@@ -145,3 +145,24 @@ def test_which_setting_wins(tmp_path, tiny_bert_folder):
     assert create_bert_core(**SMALL).config.model_type == "bert"
     hybrid = create_model("cnn_hybrid", pretrained_path=tiny_bert_folder)
     assert hybrid.config.model_type == "cnn_hybrid"
+
+
+@pytest.mark.parametrize(
+    ("columns", "option"),
+    [
+        ({"label": ["no"] * 190 + ["yes"] * 10}, "_class_weights"),
+        ({"stars": [1] * 150 + [2] * 10 + [3] * 40}, "_class_weights"),
+        ({"a": [1] * 100 + [0] * 100, "b": [0] * 196 + [1] * 4}, "_pos_weight"),
+    ],
+)
+def test_rare_classes_weigh_more_in_a_model_for_a_data_set(tmp_path, columns, option):
+    names = ["text", *columns]
+    lines = [",".join(map(str, row)) for row in zip([f"t {n}" for n in range(200)], *columns.values(), strict=True)]
+    (tmp_path / "d.csv").write_text("\n".join([",".join(names), *lines]))
+    model = create_bert_from_dataset(tmp_path / "d.csv", bert_config=SMALL)
+    assert len(getattr(model.head, option)) == model.analysis.num_classes
+    assert getattr(create_bert_from_dataset(tmp_path / "d.csv", bert_config=SMALL, class_weights=None).head, option,
+                   None) is None  # fmt: skip
+    if option == "_pos_weight":
+        focal = create_bert_from_dataset(tmp_path / "d.csv", bert_config=SMALL, loss="focal")
+        assert focal.head._pos_weight is None

@@ -5,6 +5,7 @@ The rules are explicit and short, and the report says which one spoke; every fin
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlx_bert.data.labels import LabelMap, class_weights
+from mlx_bert.data.labels import LabelMap, class_weights, positive_weights
 from mlx_bert.data.readers import read_table
 
 TARGET_NAMES = (
@@ -36,6 +37,8 @@ ORDERED_NAMES = ("rating", "grade", "score", "stars", "level")
 SAMPLE_ROWS = 1000  # values looked at to tell a column's type
 MAX_INTEGER_CLASSES = 10
 MAX_CLASSES = 1000
+FEW_ROWS = 1000
+_NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # user_id, userId, UserID
 
 
 @dataclass
@@ -93,17 +96,31 @@ class DatasetAnalysis:
         return 2e-5 if self.is_balanced else 1e-5
 
     def recommended_head_options(self) -> dict[str, Any]:
-        """Options of the head: pooling, dropout and class weights by size and balance."""
+        """Options of the head: pooling and dropout by size, weights of rare classes by balance."""
         options: dict[str, Any] = {"dropout_prob": 0.1 if self.num_samples > 10_000 else 0.2}
         if self.num_samples > 5000:
             options["pooling_type"] = "attention"
-        if not self.is_balanced and self.competition_type == "multiclass_classification":
-            options["class_weights"] = class_weights([self.class_distribution[name] for name in self.classes])
+        if not self.is_balanced:
+            counts = [self.class_distribution[name] for name in self.classes]
+            if self.competition_type == "multilabel_classification":
+                options["pos_weight"] = positive_weights(counts, self.num_samples)
+            else:
+                options["class_weights"] = class_weights(counts)
         return options
+
+    def recommended_training_settings(self, num_layers: int | None = None) -> dict[str, Any]:
+        """Settings of ``TrainingArgs`` by size and balance: ``TrainingArgs(**settings)``.
+
+        Args:
+            num_layers: the encoder's layers, for ``freeze``; None leaves it out.
+        """
+        settings = {"batch_size": self.recommended_batch_size, "learning_rate": self.recommended_learning_rate}
+        layers = self.recommended_frozen_layers(num_layers or 0)
+        return {**settings, "freeze": str(layers)} if layers else settings
 
     def recommended_frozen_layers(self, num_layers: int) -> int:
         """Bottom layers to keep fixed: half of them below 1,000 rows, which would rather spoil them."""
-        return num_layers // 2 if self.num_samples < 1000 else 0
+        return num_layers // 2 if self.num_samples < FEW_ROWS else 0
 
     def __str__(self) -> str:
         lines = [
@@ -118,9 +135,14 @@ class DatasetAnalysis:
             common = sorted(self.class_distribution.items(), key=lambda item: -item[1])[:8]
             shown = ", ".join(f"{name} {count}" for name, count in common)
             lines.append(f"{'balanced' if self.is_balanced else 'unbalanced'}: {shown}")
-        lines.append(
-            f"recommended: batch {self.recommended_batch_size}, learning rate {self.recommended_learning_rate}"
-        )
+        options = self.recommended_head_options()
+        head = f"dropout {options['dropout_prob']}, {options.get('pooling_type', 'default')} pooling"
+        weighted = "" if self.is_balanced else ", rare classes weighted"
+        lines.append(f"head: {head}{weighted} (by {self.num_samples} rows{' and the balance' if weighted else ''})")
+        frozen = "half of the layers fixed, " if self.num_samples < FEW_ROWS else ""
+        training = f"batch {self.recommended_batch_size}, learning rate {self.recommended_learning_rate}"
+        frozen = ", half of the layers fixed" if self.num_samples < FEW_ROWS else ""
+        lines.append(f"training: {training}{frozen} (TrainingArgs(**recommended_training_settings()))")
         return "\n".join(lines)
 
 
@@ -232,7 +254,7 @@ def column_kind(name: str, values: Sequence[Any]) -> str:
         return "categorical"
     words = [str(value) for value in sample]
     ratio = len(set(words)) / len(words)
-    if "id" in name.lower().replace("-", "_").split("_") and len(set(map(str, values))) == len(values):
+    if "id" in map(str.lower, _NAME_PARTS.findall(name)) and len(set(map(str, values))) == len(values):
         return "id"
     if all(_number(value) is not None for value in sample):
         return "numerical"

@@ -110,3 +110,14 @@ def class_weights(counts: Sequence[int]) -> list[float]:
         counts: examples per class in the training data; a class without any counts as one.
     """
     return class_weights_from_counts(counts, clamp=(0.5, 3.0)).tolist()
+
+
+def positive_weights(counts: Sequence[int], total: int) -> list[float]:
+    """Factors on the positives of each label, for labels that few examples have: ``(N - n_c) / n_c`` within [0.5, 3].
+
+    Args:
+        counts: examples that have each label; none counts as one.
+        total: N, examples.
+    """
+    positives = np.maximum(np.asarray(counts, dtype=np.float64), 1)
+    return np.clip((total - positives) / positives, 0.5, 3.0).tolist()

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from mlx_bert.data.analysis import DatasetAnalysis, analyze_dataset, column_kind
+from mlx_bert.training.args import TrainingArgs
 
 
 def rows(target: str, values: list, **columns: list) -> list[dict]:
@@ -77,7 +78,11 @@ def test_the_target_by_name_whatever_its_case_else_the_last_column(tmp_path):
 
 
 def test_columns_by_what_they_hold():
-    assert column_kind("user_id", list(range(9))) == "id"
+    for name in ("user_id", "id", "ID", "PassengerId", "userID", "IDNumber", "order-id", "Item Id"):
+        assert column_kind(name, list(range(9))) == "id"
+        assert column_kind(name, [1, 1, 2]) == "numerical"
+    for name in ("video", "Width", "idea", "COVID", "valid", "midpoint"):
+        assert column_kind(name, list(range(9))) == "numerical"
     assert column_kind("width", [1, 2.5, "3"]) == "numerical"
     assert column_kind("colour", NAMES * 9) == "categorical"
     assert column_kind("when", ["2026-01-01", "2026-01-01 10:00:00"]) == "datetime"
@@ -153,13 +158,20 @@ def test_the_report_line_by_line():
         "text columns: review, title",
         "id columns: id",
         "balanced: i 58, h 57, g 56, f 55, e 54, d 53, c 52, b 51",
-        "recommended: batch 16, learning rate 2e-05",
+        "head: dropout 0.2, default pooling (by 486 rows)",
+        "training: batch 16, learning rate 2e-05, half of the layers fixed "
+        "(TrainingArgs(**recommended_training_settings()))",
     ]
+    assert "dropout 0.1, attention pooling, rare classes weighted (by 20000 rows and the balance)" in str(
+        found(20_000, {"a": 19_000, "b": 1000})
+    )
     assert "unbalanced: a 90, b 3" in str(found(93, {"a": 90, "b": 3}))
     assert str(found(9)).splitlines()[1:] == [
         "target: label, 1 value",
         "rows: 9, other columns: 2",
-        "recommended: batch 16, learning rate 2e-05",
+        "head: dropout 0.2, default pooling (by 9 rows)",
+        "training: batch 16, learning rate 2e-05, half of the layers fixed "
+        "(TrainingArgs(**recommended_training_settings()))",
     ]
 
 
@@ -211,3 +223,27 @@ def test_where_names_become_text():
     assert column_kind("colour", [*["x" * 50] * 8, "x" * 52]) == "text"
     assert column_kind("width", [*range(1000), "wide"]) == "numerical"  # the first thousand decide
     assert column_kind("width", [*range(999), "wide"]) == "text"
+
+
+def test_rare_classes_of_every_kind_count_more():
+    binary = analyze_dataset(rows("label", ["no"] * 190 + ["yes"] * 10))
+    no, yes = binary.recommended_head_options()["class_weights"]
+    assert (binary.competition_type, no, yes) == ("binary_classification", 0.5, pytest.approx(1.9))
+    ordinal = analyze_dataset(rows("stars", [1] * 190 + [2] * 10 + [3] * 40))
+    assert ordinal.competition_type == "ordinal_regression"
+    weights = ordinal.recommended_head_options()["class_weights"]
+    assert weights[1] == max(weights) > weights[2] > weights[0]
+    labels = analyze_dataset(rows("joy", [1] * 100 + [0] * 100, rage=[0] * 196 + [1] * 4))
+    assert labels.competition_type == "multilabel_classification"
+    assert dict(zip(labels.classes, labels.recommended_head_options()["pos_weight"], strict=True)) == {
+        "joy": 1.0, "rage": 3.0
+    }  # fmt: skip
+    assert not {"class_weights", "pos_weight"} & set(found(50, {"a": 20, "b": 30}).recommended_head_options())
+
+
+def test_training_settings():
+    assert found(999).recommended_training_settings(12) == {"batch_size": 16, "learning_rate": 2e-5, "freeze": "6"}
+    assert found(999).recommended_training_settings() == {"batch_size": 16, "learning_rate": 2e-5}
+    skewed = found(6000, {"a": 5900, "b": 100}).recommended_training_settings(12)
+    assert skewed == {"batch_size": 32, "learning_rate": 1e-5}
+    assert TrainingArgs(**skewed).batch_size == 32
