@@ -6,11 +6,12 @@ its place in the file, or its number in a list, from 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from mlx_bert.data.kinds import PAIR, TEXT, Example, Field, Kind, class_or_none, columns_of, kind_of, number
-from mlx_bert.data.sources import Problems, Source, Table, read_rows
+from mlx_bert.data.sources import Problems, Row, Source, Table, read_rows, scan_rows
 from mlx_bert.data.sources import read_table as read_table
 
 LABEL_KINDS = ("class", "multilabel", "number")
@@ -83,6 +84,64 @@ def read_kind(
         FileNotFoundError: no such file.
         ValueError: an unknown kind, a missing column, no rows, or bad rows (all of them, with their lines).
     """
+    return _checked(read_rows(source), *_wanted(kind, columns, separator, labelled))
+
+
+def stream_kind(
+    source: Source,
+    kind: str,
+    columns: Columns | None = None,
+    separator: str = "|",
+    labelled: bool = True,
+    window: int = 4096,
+) -> Iterator[list[Example]]:
+    """Read and check examples of a kind from a source of any size, in bounded memory.
+
+    All rows are checked first, so that bad ones show before any work is done, and read again as they are needed.
+
+    Args:
+        source, columns, separator, labelled: as in :func:`read_kind`.
+        kind: a key of ``KINDS`` whose examples are a row each: all but ``"ranking"``.
+        window: examples in memory at a time.
+
+    Yields:
+        The next ``window`` examples. A role that some rows lack is None there.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_kind`, when called.
+    """
+    if kind == "ranking" or window < 1:
+        raise ValueError(
+            "[data] expected examples of a row each, in windows of at least 1, but got "
+            f"{kind!r} and {window}. Read the whole with read_kind."
+        )
+    scan = scan_rows(source)
+    wanted, given = _wanted(kind, columns, separator, labelled)
+    arrange = wanted.arrange or (lambda rows, _: rows)
+    named = {role: name for role, name in given.items() if isinstance(name, str)}
+
+    def rows() -> Iterator[Row]:
+        return (row for one in scan.read() for row in arrange([one], named))
+
+    present = list(dict.fromkeys(column for row in rows() for column in row.values))
+    if next(rows(), None) is None:
+        raise ValueError(f"[data] {scan.name} has no rows. Give at least one example.")
+    roles = _columns(scan.name, present, wanted, given)
+
+    def examples() -> Iterator[Example]:
+        problems = Problems(scan.name, scan.unit)
+        yield from _examples(rows(), wanted, roles, problems)
+        problems.raise_if_any()
+
+    for _ in examples():
+        pass
+    absent = dict.fromkeys(roles)
+    checked = ({**absent, **example} for example in examples())
+    return iter(lambda: list(islice(checked, window)), [])
+
+
+def _wanted(kind: str, columns: Columns | None, separator: str, labelled: bool) -> tuple[Kind, Columns]:
+    """What is read of each row, and from which columns."""
     given = {role: column for role, column in (columns or {}).items() if column is not None}
     wanted = kind_of(kind, separator, "text_pair" in given)
     if not labelled:
@@ -91,7 +150,7 @@ def read_kind(
         given = {role: column for role, column in given.items() if role not in targets}
     if "weight" in given:
         wanted = replace(wanted, fields={**wanted.fields, "weight": Field((), _weight)})
-    return _checked(read_rows(source), wanted, given)
+    return wanted, given
 
 
 def read_tasks(
@@ -140,10 +199,21 @@ def _checked(table: Table, kind: Kind, given: Columns) -> Examples:
         raise ValueError(f"[data] {table.name} has no rows. Give at least one example.")
     if kind.arrange:
         table = table._replace(rows=kind.arrange(table.rows, {k: v for k, v in given.items() if isinstance(v, str)}))
-    wanted = _columns(table, kind, given)
-    problems, examples = Problems(table.name, table.unit), []
+    wanted = _columns(table.name, table.columns, kind, given)
+    problems = Problems(table.name, table.unit)
+    examples = list(_examples(table.rows, kind, wanted, problems))
+    problems.raise_if_any()
+    classes = {role: table.classes[names[0]] for role, names in wanted.items() if names[0] in table.classes}
+    spread = {role: tuple(names) for role, names in wanted.items() if len(names) > 1 and role == "label"}
+    return Examples(examples, {**classes, **spread})
+
+
+def _examples(
+    rows: Iterable[Row], kind: Kind, wanted: Mapping[str, Sequence[str]], problems: Problems
+) -> Iterator[Example]:
+    """The examples of good rows; what is wrong with the others goes to ``problems``."""
     length: int | None = None
-    for row in table.rows:
+    for row in rows:
         if row.problem:
             problems.add(row.line, row.problem)
             continue
@@ -168,16 +238,11 @@ def _checked(table: Table, kind: Kind, given: Columns) -> Examples:
         except ValueError as error:
             problems.add(row.line, str(error))
         else:
-            examples.append(example)
-    problems.raise_if_any()
-    classes = {role: table.classes[names[0]] for role, names in wanted.items() if names[0] in table.classes}
-    spread = {role: tuple(names) for role, names in wanted.items() if len(names) > 1 and role == "label"}
-    return Examples(examples, {**classes, **spread})
+            yield example
 
 
-def _columns(table: Table, kind: Kind, given: Columns) -> dict[str, list[str]]:
+def _columns(name: str, present: Sequence[str], kind: Kind, given: Columns) -> dict[str, list[str]]:
     """Role -> the columns to read it from; roles that need not be there and are not left out."""
-    present = table.columns
     if unknown := sorted(set(given) - set(kind.fields)):
         raise ValueError(f"[data] expected columns of {', '.join(kind.fields)} but got one of {', '.join(unknown)}.")
     wanted = {}
@@ -189,7 +254,7 @@ def _columns(table: Table, kind: Kind, given: Columns) -> dict[str, list[str]]:
         if missing or (field.required and not columns):
             names = missing or field.columns
             raise ValueError(
-                f"[data] {table.name} has no column {' or '.join(map(repr, names))}. It has "
+                f"[data] {name} has no column {' or '.join(map(repr, names))}. It has "
                 f"{', '.join(map(repr, present))}. Name the column of the {role}."
             )
         if columns:

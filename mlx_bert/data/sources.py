@@ -8,10 +8,11 @@ Every bad row is remembered with its line, not just the first. Where a format na
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ CONLL = (".conll", ".bio", ".iob", ".iob2")
 PARQUET = (".parquet",)
 FILES = (*DELIMITERS, *JSON_LINES, ".json", *CONLL, *PARQUET)
 HUB = "hub:"
+PARQUET_ROWS = 1024  # so many are decoded at a time
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
@@ -53,6 +55,24 @@ class Table(NamedTuple):
     def columns(self) -> list[str]:
         """The names of all columns, in the order of their appearance."""
         return list(dict.fromkeys(column for row in self.rows for column in row.values))
+
+
+class Scan(NamedTuple):
+    """The rows of a source, read anew at each call.
+
+    Attributes:
+        read: gives the rows one at a time; but JSON, a single document, is in memory as a whole.
+        name, unit, classes: as of a :class:`Table`.
+    """
+
+    read: Callable[[], Iterator[Row]]
+    name: str
+    unit: str
+    classes: Mapping[str, tuple[str, ...]]
+
+    def columns(self) -> list[str]:
+        """The names of all columns, in the order of their appearance."""
+        return list(dict.fromkeys(column for row in self.read() for column in row.values))
 
 
 class Problems:
@@ -91,20 +111,26 @@ def read_rows(source: Source) -> Table:
         ImportError: Parquet without pyarrow, or a data set without ``datasets``.
         ValueError: another file type, a file that is not of its type, or a data set of several splits and none named.
     """
+    scan = scan_rows(source)
+    return Table(list(scan.read()), *scan[1:])
+
+
+def scan_rows(source: Source) -> Scan:
+    """The rows of a source one at a time, for sources of any size. Arguments and errors are those of `read_rows`."""
     if not isinstance(source, (str, Path)):
         if _is_dataset(source):
-            return _dataset_table(source, None, "the data set in memory")
-        rows = [_memory_row(number, item) for number, item in enumerate(source, 1)]
-        return Table(rows, "the data in memory", "example", {})
+            return _scan_dataset(source, None, "the data set in memory")
+        items = list(source)
+        return Scan(lambda: map(_memory_row, count(1), items), "the data in memory", "example", {})
     path = Path(source)
     if path.is_file():
-        return _file_table(path)
+        return _scan_file(path)
     name, split = split_of(str(source))
     if name.startswith(HUB):
         dataset, _, config = name.removeprefix(HUB).partition(":")
-        return _dataset_table(_load_dataset(dataset, config or None, split), split, str(source))
+        return _scan_dataset(_load_dataset(dataset, config or None, split), split, str(source))
     if Path(name).is_dir():
-        return _dataset_table(_load_folder(Path(name), split), split, str(source))
+        return _scan_dataset(_load_folder(Path(name), split), split, str(source))
     raise FileNotFoundError(
         f"[data] {source} does not exist. Give a file ({', '.join(FILES)}), a folder saved with datasets, or "
         f"{HUB}NAME[:CONFIG][@SPLIT] for a data set of the hub."
@@ -148,32 +174,40 @@ def shown(value: Any) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _file_table(path: Path) -> Table:
+def _scan_file(path: Path) -> Scan:
     suffix, name = path.suffix.lower(), str(path)
     if suffix in PARQUET:
-        return _parquet(path)
+        return _scan_parquet(path)
     if suffix not in FILES:
         raise ValueError(f"[data] expected a file ending in {', '.join(FILES)} but got {path}. Convert or rename it.")
-    text = _decode(path)
     if suffix == ".json":
-        return Table(list(_json(text, name)), name, "example", {})
-    if suffix in CONLL:
-        return Table(list(_conll(text)), name, "line", {})
-    rows = _json_lines(text) if suffix in JSON_LINES else _delimited(text, DELIMITERS[suffix], name)
-    return Table(list(rows), name, "line", {})
+        return Scan(lambda: _json("".join(_lines(path)), name), name, "example", {})
+    if suffix in DELIMITERS:
+        return Scan(lambda: _delimited(path, DELIMITERS[suffix]), name, "line", {})
+    rows = _conll if suffix in CONLL else _json_lines
+    return Scan(lambda: rows(_lines(path)), name, "line", {})
 
 
-def _decode(path: Path) -> str:
-    data = path.read_bytes()
+def _lines(path: Path, newline: str = "\n") -> Iterator[str]:
+    """The lines of a UTF-8 file, with their ends."""
+    with path.open(encoding="utf-8-sig", newline=newline) as file:
+        try:
+            yield from file
+        except UnicodeDecodeError:
+            line = next(number for number, line in enumerate(path.open("rb"), 1) if not _is_utf8(line))
+            raise ValueError(f"[data] {path} line {line} is not UTF-8. Save the file in UTF-8.") from None
+
+
+def _is_utf8(data: bytes) -> bool:
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"[data] {path} line {line} is not UTF-8. Save the file in UTF-8.") from None
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
-def _json_lines(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _json_lines(lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -214,13 +248,13 @@ def _json(text: str, name: str) -> Iterator[Row]:
     yield from (Row(number, values) for number, values in enumerate(questions, 1))
 
 
-def _conll(text: str) -> Iterator[Row]:
+def _conll(lines: Iterable[str]) -> Iterator[Row]:
     """A token a line, its tag in the last column, an empty line after each sentence: ``tokens`` and ``tags``."""
     tokens: list[str] = []
     tags: list[str] = []
     first, problem = 1, None
-    for number, line in enumerate([*text.split("\n"), ""], 1):
-        line = line.rstrip("\r")
+    for number, line in enumerate(chain(lines, [""]), 1):
+        line = line.rstrip("\r\n")
         if not line.strip() or line.startswith("-DOCSTART-"):
             if tokens or problem:
                 yield Row(first, {"tokens": tokens, "tags": tags}, problem)
@@ -238,9 +272,9 @@ def _conll(text: str) -> Iterator[Row]:
         tags.append(cells[-1])
 
 
-def _delimited(text: str, delimiter: str, name: str) -> Iterator[Row]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
+    reader = csv.reader(_lines(path, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] | None = None
     start = 1
     while True:
@@ -257,7 +291,7 @@ def _delimited(text: str, delimiter: str, name: str) -> Iterator[Row]:
         if header is None:
             header = [cell.strip() for cell in cells]
             if twice := sorted({column for column in header if header.count(column) > 1}):
-                raise ValueError(f"[data] {name} names columns {', '.join(map(repr, twice))} twice. Rename one.")
+                raise ValueError(f"[data] {path} names columns {', '.join(map(repr, twice))} twice. Rename one.")
         elif len(cells) != len(header):
             yield Row(line, {}, f"expected {len(header)} fields as in the header but got {len(cells)}")
         else:
@@ -267,20 +301,31 @@ def _delimited(text: str, delimiter: str, name: str) -> Iterator[Row]:
 # --- libraries that are extras ----------------------------------------------------------------------------------------
 
 
-def _parquet(path: Path) -> Table:
+def _scan_parquet(path: Path) -> Scan:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise ImportError(f'[data] {path} needs pyarrow. Install it: pip install "mlx-bert[parquet]".') from None
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"[data] {path} cannot be read as Parquet: {error}. Write it again.") from None
+
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"[data] {path} cannot be read as Parquet: {error}. Write it again.") from None
+
+    def items() -> Iterator[Mapping[str, Any]]:
+        with opened() as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                yield from batch.to_pylist()
+
     features: Mapping[str, Any] = {}
-    if written := (table.schema.metadata or {}).get(b"huggingface"):  # what datasets says of its columns
-        features = json.loads(written).get("info", {}).get("features", {})
-    return _named_rows(table.to_pylist(), str(path), {name: _class_names(each) for name, each in features.items()})
+    with opened() as file:
+        if written := (file.schema_arrow.metadata or {}).get(b"huggingface"):  # what datasets says of its columns
+            features = json.loads(written).get("info", {}).get("features", {})
+    return _named_rows(items, str(path), {name: _class_names(each) for name, each in features.items()})
 
 
 def _is_dataset(source: Any) -> bool:
@@ -315,7 +360,7 @@ def _datasets(what: Any) -> Any:
     return datasets
 
 
-def _dataset_table(data: Any, split: str | None, name: str) -> Table:
+def _scan_dataset(data: Any, split: str | None, name: str) -> Scan:
     if isinstance(data, Mapping):  # splits
         if split is None and len(data) == 1:
             (split,) = data
@@ -327,7 +372,7 @@ def _dataset_table(data: Any, split: str | None, name: str) -> Table:
             )
         data = data[split]
     features = data.features or {}
-    return _named_rows(data, name, {column: _class_names(feature) for column, feature in features.items()})
+    return _named_rows(lambda: data, name, {column: _class_names(feature) for column, feature in features.items()})
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
@@ -343,19 +388,25 @@ def _class_names(feature: Any) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _named_rows(items: Iterable[Mapping[str, Any]], name: str, classes: Mapping[str, tuple[str, ...] | None]) -> Table:
+def _named_rows(
+    items: Callable[[], Iterable[Mapping[str, Any]]], name: str, classes: Mapping[str, tuple[str, ...] | None]
+) -> Scan:
     """Rows with the names of classes in place of their ids."""
     named = {column: names for column, names in classes.items() if names}
-    rows = []
-    for number, item in enumerate(items, 1):
-        values, problem = dict(item), None
-        for column, names in named.items():
-            try:
-                values[column] = _names_of(values.get(column), names)
-            except IndexError:
-                problem = f"expected class ids from 0 to {len(names) - 1} in {column!r} but got {shown(item[column])}"
-        rows.append(Row(number, values, problem))
-    return Table(rows, name, "row", named)
+
+    def read() -> Iterator[Row]:
+        for number, item in enumerate(items(), 1):
+            values, problem = dict(item), None
+            for column, names in named.items():
+                try:
+                    values[column] = _names_of(values.get(column), names)
+                except IndexError:
+                    problem = (
+                        f"expected class ids from 0 to {len(names) - 1} in {column!r} but got {shown(item[column])}"
+                    )
+            yield Row(number, values, problem)
+
+    return Scan(read, name, "row", named)
 
 
 def _names_of(value: Any, names: Sequence[str]) -> Any:
