@@ -21,17 +21,19 @@ import numpy as np
 
 from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
+from benchmarks.fixed_shapes import in_pieces
 from benchmarks.models import ARCHITECTURES, find_model, label, name_of, random_folder, weight_type
 from benchmarks.peers.client import CHOICES, PEERS, Peer, python_of
 from benchmarks.timing import interleaved, ratios
 from mlx_bert import heap
-from mlx_bert.encoders import cpu
+from mlx_bert.encoders import cpu, modernbert
 from mlx_bert.inference import batching
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.tokenizer import Batch
 
 CLOSE = 0.9999  # least cosine between two engines' embeddings of a text
 OURS = "mlx-bert"
+LARGE = "large batches"
 
 Engine = Callable[[], Any]
 
@@ -81,7 +83,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         encoder = SentenceEncoder.from_pretrained(folder, dtype=args.dtype)
         if args.shape:
             inputs: list[Any] = token_rows(encoder, *args.shape)
-            engines = {OURS: lambda: fixed(encoder, inputs)}
+            engines = engines_of(encoder, lambda: fixed(encoder, inputs))
+            if args.shape[0] == 1:
+                del engines[LARGE]  # a row is a batch, however large
             lengths = [args.shape[1]] * args.shape[0]
         else:
             inputs = ragged_texts(args.texts)
@@ -154,19 +158,26 @@ def token_rows(encoder: SentenceEncoder, rows: int, length: int) -> list[list[in
 
 
 def fixed(encoder: SentenceEncoder, rows: list[list[int]]) -> np.ndarray:
-    """The embeddings of rows of ids in one batch."""
-    return np.asarray(encoder(Batch(mx.array(rows), None, None))["sentence_embedding"])
+    """The embeddings of rows of ids."""
+    return np.asarray(in_pieces(lambda ids: encoder(Batch(ids, None, None))["sentence_embedding"], mx.array(rows)))
 
 
 def ours(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) -> dict[str, Engine]:
-    """The encoder as it is, and with each optimisation off in turn."""
+    """The encoder on texts as it is, and with each optimisation off in turn."""
+    engines = engines_of(encoder, lambda: encoder.encode(texts, batch_size, show_progress_bar=False))
+    engines["unsorted, as they come"] = lambda: unsorted(encoder, texts, batch_size)
+    return engines
+
+
+def engines_of(encoder: SentenceEncoder, whole: Engine) -> dict[str, Engine]:
+    """A call as it is, and with each optimisation off in turn."""
 
     def run(*off: Callable[[], Any]) -> Engine:
         def engine() -> np.ndarray:
             with ExitStack() as stack:
                 for switch in off:
                     stack.enter_context(switch())
-                return encoder.encode(texts, batch_size, show_progress_bar=False)
+                return whole()
 
         return engine
 
@@ -176,9 +187,10 @@ def ours(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int) -> dic
     if mx.default_device().type == mx.DeviceType.cpu:
         engines["without CPU GELU and softmax"] = run(lambda: mock.patch.object(cpu, "suits", return_value=False))
         engines["attention in one piece"] = run(lambda: mock.patch.object(cpu, "TILE", 1 << 62))
-        engines["large batches"] = run(lambda: mock.patch.object(batching, "CPU_BUDGET", 1 << 30))
-        engines["on one CPU stream, one core"] = run(one_stream)
-    engines["unsorted, as they come"] = lambda: unsorted(encoder, texts, batch_size)
+        engines[LARGE] = run(lambda: mock.patch.object(batching, "CPU_BUDGET", 1 << 30))
+        engines["on one CPU stream"] = run(one_stream)
+    if getattr(encoder.core.config, "local_attention", None):
+        engines["local attention among all tokens"] = run(lambda: mock.patch.object(modernbert, "BLOCKS_FROM", 1 << 62))
     return engines
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from benchmarks import report, roofline
 from benchmarks.corpus import ragged_texts
+from benchmarks.fixed_shapes import in_pieces
 from benchmarks.models import (
     ARCHITECTURES,
     add_types,
@@ -30,9 +30,8 @@ from benchmarks.models import (
     weight_type,
 )
 from benchmarks.timing import interleaved
-from mlx_bert import blas
 from mlx_bert.core import BertCore
-from mlx_bert.inference.batching import TOKENS_PER_TEXT, compute_streams, run_batches, token_budget
+from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.encode import SentenceEncoder
 
 TOKENS = 4096  # of a fixed shape, and of the matrix products that it is held against
@@ -126,20 +125,11 @@ def ragged(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int, kind
 def fixed(core: BertCore, batch: int, length: int, kind: str) -> Case:
     """The encoder alone on texts of one length, in the pieces and on the streams that ``encode`` uses; no padding."""
     random = np.random.default_rng(0)
-    streams = compute_streams()
     high = core.config.vocab_size
-    rows = max(1, token_budget(-(-batch * length // TOKENS_PER_TEXT)) // length)
     ids = mx.array(random.integers(high // 2, high, (batch, length), dtype=np.int32))
-    pieces = [ids[start : start + rows] for start in range(0, batch, rows)]
-    mx.eval(pieces)
 
     def call() -> None:
-        outputs = []
-        with blas.single_threaded() if len(streams) > 1 and len(pieces) > 1 else nullcontext():
-            for number, piece in enumerate(pieces):
-                with mx.stream(streams[number % len(streams)]):
-                    outputs.append(core(piece).last_hidden_state.sum(axis=1))
-            mx.eval(outputs)
+        mx.eval(in_pieces(lambda piece: core(piece).last_hidden_state.sum(axis=1), ids))
 
     lengths = [length] * batch
     return Case(f"{batch} x {length}", kind, call, lengths, roofline.model_flops(core, lengths))

@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from benchmarks import compare, corpus
 from benchmarks.__main__ import VERBS, main, parse
+from mlx_bert.core import BertCore
 from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.tokenizer import Tokenizer
 
 SMALL = {
     "throughput": ["--texts", "12", "--rounds", "2", "--types", "float32", "8bit"],
@@ -82,6 +87,45 @@ def test_switches_really_switch(tiny_bert_folder, monkeypatch):
         outputs[name] = engine()
         assert ("gelu" in seen) == (name != "without CPU GELU and softmax"), name
     compare.check_equal(outputs)
+
+
+@pytest.mark.parametrize(("rows", "pieces"), [(1, 1), (5, 3)])
+def test_switches_of_fixed_shapes(rows, pieces, tiny_bert_folder, monkeypatch):
+    """A row alone is spread over the cores, several go in pieces; each switch has its effect, and all agree."""
+    config = {"model_type": "modernbert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 2, "intermediate_size": 24, "local_attention": 4, "max_position_embeddings": 64}
+    encoder = SentenceEncoder(BertCore(config).eval(), Tokenizer.from_pretrained(tiny_bert_folder))
+    inputs = compare.token_rows(encoder, rows, 32)
+    monkeypatch.setattr(compare.batching, "CPU_BUDGET", 64)
+    monkeypatch.setattr(compare.cpu, "SPREAD_FROM", 32)
+    streams = [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)]
+    monkeypatch.setattr(compare.batching, "compute_streams", lambda: streams)
+    seen = Counter()
+
+    def watch(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *x, **o: seen.update([name]) or original(*x, **o))
+
+    watch(compare.cpu, "_gelu")
+    watch(compare.modernbert, "attend_in_blocks")
+    monkeypatch.setattr(nn.Linear, "__call__", watched(seen, nn.Linear.__call__))
+    outputs, counts = {}, {}
+    for name, engine in compare.engines_of(encoder, lambda: compare.fixed(encoder, inputs)).items():
+        seen.clear()
+        outputs[name], counts[name] = engine(), seen.copy()
+    compare.check_equal(outputs)
+    whole = counts["mlx-bert"]
+    assert whole["linear"] == 4 * 4 * (2 if rows == 1 else pieces)
+    assert counts["on one CPU stream"]["linear"] == 4 * 4 * pieces
+    assert counts["large batches"]["linear"] == 4 * 4 * 2  # a single batch, spread
+    assert whole["_gelu"] == whole["linear"] / 4
+    assert counts["without CPU GELU and softmax"]["_gelu"] == 0
+    assert whole["attend_in_blocks"] > 0
+    assert counts["local attention among all tokens"]["attend_in_blocks"] == 0
+
+
+def watched(seen, call):
+    return lambda layer, x: seen.update(["linear"]) or call(layer, x)
 
 
 def test_engines_that_differ_are_not_timed():
