@@ -5,7 +5,9 @@ Dimension key: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ import numpy as np
 from mlx_bert.checkpoint import ready_folder
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.pipelines import MultipleChoice, MultiTask, QuestionAnswering, TokenClassification
+from mlx_bert.inference.pipelines.base import READ_AHEAD, compute_dtype
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import Tokenizer
 
@@ -84,25 +87,30 @@ class TextPredictor:
     def from_pretrained(cls, folder: str | Path, dtype: str | mx.Dtype | None = None) -> Self:
         """Load a fine-tuned folder, the output folder of a training run, or a task model by hub id.
 
+        Args:
+            folder: where the model is.
+            dtype: type of the weights; None as stored, but float32 on a CPU.
+
         Raises:
             FileNotFoundError: no model there.
         """
         folder = find_model_folder(folder)
-        return cls(BertWithHead.from_pretrained(folder, dtype), Tokenizer.from_pretrained(folder))
+        return cls(BertWithHead.from_pretrained(folder, compute_dtype(dtype)), Tokenizer.from_pretrained(folder))
 
     def predict(
         self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        texts: Sequence[str] | Iterator[str],
+        pairs: Iterable[str] | Iterable[Sequence[str]] | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
         top_k: int = 1,
         progress: Any = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Predict what the model's head says of each text.
 
         Args:
-            texts: any number; for a model that answers, or that chooses, the questions.
+            texts: any number; for a model that answers, or that chooses, the questions. An iterator gives an iterator,
+                which reads ``READ_AHEAD`` batches ahead: memory stays bounded.
             pairs: the second text of each, for models trained on pairs; the context of each question; or the choices
                 of each question, a list each.
             batch_size: a batch holds as many tokens as this many texts of 128.
@@ -120,10 +128,29 @@ class TextPredictor:
             tasks ``tasks``, the labels and scores of each.
 
         Raises:
-            ValueError: ``top_k`` below 1, or above for entities; a question without its context or choices.
+            ValueError: ``top_k`` or ``batch_size`` below 1; ``top_k`` above 1 for entities or values; a question
+                without its context or choices.
         """
-        if top_k < 1:
-            raise ValueError(f"[predict] expected top_k of at least 1 but got {top_k}.")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"[predict] expected {name} of at least 1 but got {value}.")
+        run = partial(self._predict, batch_size=batch_size, max_length=max_length, top_k=top_k, progress=progress)
+        if not isinstance(texts, Iterator):
+            return run(texts, pairs)
+        items = zip(texts) if pairs is None else zip(texts, pairs, strict=True)
+        chunks = iter(lambda: list(islice(items, batch_size * READ_AHEAD)), [])
+        return chain.from_iterable(run(*zip(*chunk, strict=True)) for chunk in chunks)
+
+    def _predict(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[Any] | None = None,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        top_k: int,
+        progress: Any,
+    ) -> list[dict[str, Any]]:
         if self.pipeline is not None:
             self.pipeline.batch_size = batch_size
             rows = []
@@ -206,6 +233,8 @@ class TextPredictor:
             return result | self._scores(outputs["probabilities"], top_k)
         probabilities = outputs.get("probabilities_2class", outputs.get("probabilities"))
         if probabilities is None:
+            if top_k > 1:
+                raise ValueError(f"[predict] expected top_k of 1 for a model of values but got {top_k}. Leave it out.")
             value = np.ravel(outputs.get("value", outputs.get("predictions")))
             return {"value": float(value[0]) if value.size == 1 else [float(number) for number in value]}
         # an ordinal head's prediction need not be its most probable class

@@ -1,10 +1,14 @@
+from itertools import cycle
+
 import mlx.core as mx
 import numpy as np
 import pytest
 import torch
 import transformers
+from mlx.utils import tree_flatten
 
 from mlx_bert.factory import create_bert_with_head
+from mlx_bert.inference import predict
 from mlx_bert.inference.predict import TextPredictor, find_model_folder
 from mlx_bert.tokenizer import Tokenizer
 from reference import redraw, save_word_tokenizer, word_tokenizer
@@ -73,11 +77,50 @@ def test_a_class_without_a_name_is_its_number(tiny_bert_folder):
     assert ours.predict(["rain"])[0]["label"] in ("0", "1", "2")
 
 
+def test_a_16_bit_folder_is_computed_in_float32_on_a_cpu(tiny_bert_folder, tmp_path):
+    ours = predictor(tiny_bert_folder)
+    ours.model.set_dtype(mx.bfloat16)
+    ours.model.save_pretrained(tmp_path / "half", ours.tokenizer)
+    dtypes = {None: mx.float32, "float32": mx.float32, "bfloat16": mx.bfloat16, mx.float16: mx.float16}
+    for given, wanted in dtypes.items():
+        model = TextPredictor.from_pretrained(tmp_path / "half", given).model
+        assert {array.dtype for _, array in tree_flatten(model.parameters())} == {wanted}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_an_iterator_gives_an_iterator_that_reads_some_batches_ahead(tiny_bert_folder, paired, monkeypatch):
+    monkeypatch.setattr(predict, "READ_AHEAD", 2)
+    ours, taken = predictor(tiny_bert_folder), []
+
+    def texts():
+        while True:
+            taken.append(len(taken))
+            yield TEXTS[taken[-1] % 5]
+
+    pairs = cycle(TEXTS[1:3]) if paired else None
+    results = ours.predict(texts(), pairs, batch_size=3)
+    assert taken == []
+    first = [next(results) for _ in range(6)]
+    assert len(taken) == 6
+    assert next(results)["label"]
+    assert len(taken) == 12
+    wanted = ours.predict([TEXTS[n % 5] for n in range(6)], [TEXTS[1 + n % 2] for n in range(6)] if paired else None)
+    for found, known in zip(first, wanted, strict=True):
+        assert found == {"label": known["label"], "confidence": pytest.approx(known["confidence"], abs=1e-5)}
+    assert list(ours.predict(iter([]))) == []
+    with pytest.raises(ValueError, match="zip"):
+        list(ours.predict(iter(TEXTS), TEXTS[:2]))
+
+
 def test_what_is_refused(tiny_bert_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no fine-tuned model"):
         find_model_folder(tmp_path)
     with pytest.raises(ValueError, match="expected top_k of at least 1"):
         predictor(tiny_bert_folder).predict(["a"], top_k=0)
+    with pytest.raises(ValueError, match="expected batch_size of at least 1 but got 0"):
+        predictor(tiny_bert_folder).predict(iter(["a"]), batch_size=0)
+    with pytest.raises(ValueError, match="expected top_k of 1 for a model of values but got 2"):
+        predictor(tiny_bert_folder, "regression", 1).predict(["a"], top_k=2)
     with pytest.raises(ValueError, match="expected a head that gives texts labels, values or answers but got contra"):
         predictor(tiny_bert_folder, "contrastive")
 
