@@ -29,6 +29,7 @@ from mlx_bert.checkpoint import (
 )
 from mlx_bert.encoders import find_encoder
 from mlx_bert.encoders.base import EncoderConfig
+from mlx_bert.graphs import Graphs, wanted
 
 CORE_CONFIG = "bert_core_config.json"
 CORE_VERSION = "1.0.0"
@@ -137,6 +138,18 @@ class BertCore(nn.Module):
         self.config = self._architecture.Config.from_dict(self._stored_config)
         self.compute_additional_pooling = compute_additional_pooling
         self.encoder = self._architecture.Model(self.config)
+        self._graphs: Graphs | None = None
+
+    def compile_graphs(self, on: bool | None = None) -> Self:
+        """Run the encoder as compiled graphs from now on, while it is not in training mode, or as it is written.
+
+        Args:
+            on: None for what :func:`mlx_bert.graphs.wanted` says; encoders and pipelines of ``mlx_bert.inference`` ask
+                so when they are made.
+        """
+        on = wanted() if on is None else on
+        self._graphs = (self._graphs or Graphs(self.encoder)) if on else None
+        return self
 
     def __call__(
         self,
@@ -162,9 +175,12 @@ class BertCore(nn.Module):
         Raises:
             ValueError: wrong ranks, empty or over-long rows, a mask of another shape.
         """
-        output = self.encoder(
-            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, output_attentions
-        )
+        inputs = input_ids, attention_mask, token_type_ids
+        more = output_hidden_states or output_attentions or position_ids is not None
+        if self._graphs is None or self.training or more:
+            output = self.encoder(*inputs, position_ids, output_hidden_states, output_attentions)
+        else:
+            output = self._graphs(*inputs)
         result = BertOutput(
             output.last_hidden_state,
             attention_mask,

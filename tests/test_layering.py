@@ -23,7 +23,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mlx_bert.checkpoint": (),
     "mlx_bert.plots": ("mlx_bert.checkpoint",),
     "mlx_bert.tokenizer": ("mlx_bert.encoders", "mlx_bert.checkpoint"),
-    "mlx_bert.core": ("mlx_bert.encoders", "mlx_bert.checkpoint", "heads.pooling"),
+    "mlx_bert.graphs": ("mlx_bert.encoders",),
+    "mlx_bert.core": ("mlx_bert.encoders", "mlx_bert.graphs", "mlx_bert.checkpoint", "heads.pooling"),
     "mlx_bert.model": ("mlx_bert.core", "mlx_bert.encoders", "mlx_bert.checkpoint", "mlx_bert.tokenizer", "heads"),
     "mlx_bert.task_model": (
         "mlx_bert.model",

@@ -32,6 +32,7 @@ TOKENS_PER_TEXT = 128  # one of batch_size texts is taken to be this long: the b
 CPU_BUDGET = 1024  # tokens of a batch on a CPU: what it computes with stays in the caches, and the cores end together
 WINDOW_BATCHES = 16  # batches tokenised at a time; a larger window pads less, a smaller one starts sooner
 BUCKET = 8  # rows are padded to a multiple of this many tokens
+GPU_BUCKET = 32  # the same on a GPU: fewer shapes, whose compiled graphs (mlx_bert/graphs.py) come again
 MAX_STREAMS = 8  # each has a batch in memory
 CACHE_LIMIT = 1 << 30  # bytes of freed buffers that MLX may hoard during a job; its own default is most of the RAM
 
@@ -167,6 +168,11 @@ def token_budget(batch_size: int) -> int:
     return min(budget, CPU_BUDGET) if mx.default_device() == mx.Device(mx.cpu) else budget
 
 
+def bucket_size() -> int:
+    """The number of tokens that rows are padded to a multiple of."""
+    return BUCKET if mx.default_device() == mx.Device(mx.cpu) else GPU_BUCKET
+
+
 def compute_streams() -> list[mx.Stream]:
     """Where batches run, in turn.
 
@@ -232,7 +238,7 @@ def run_batches(
     """
     if batch_size < 1:
         raise ValueError(f"[encode] expected batch_size of at least 1 but got {batch_size}.")
-    budget = token_budget(batch_size)
+    budget, bucket = token_budget(batch_size), bucket_size()
     size = [len(text) for text in texts]
     if pairs is not None:
         size = [first + len(second) for first, second in zip(size, pairs, strict=True)]
@@ -247,7 +253,7 @@ def run_batches(
         with cpu.spread_over(streams) if len(group) == 1 else nullcontext():
             for chosen, stream in zip(group, streams, strict=False):
                 with mx.stream(stream):
-                    outputs.append(forward(tokenizer.pad(chosen, multiple_of=BUCKET), chosen))
+                    outputs.append(forward(tokenizer.pad(chosen, multiple_of=bucket), chosen))
         # In one call: MLX queues about 100 operations ahead, fewer than a batch has, and takes them in turn only from
         # what is evaluated together. Batch after batch, the second stream would wait for most of the first batch.
         mx.async_eval([_arrays(output) for output in outputs])
@@ -262,7 +268,7 @@ def run_batches(
         for number, window in enumerate(windows):
             encodings = following.result() if following else tokenise(window)
             following = pool.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
-            plan = plan_batches([len(encoding) for encoding in encodings], budget)
+            plan = plan_batches([len(encoding) for encoding in encodings], budget, bucket)
             is_spread = max(map(len, encodings)) >= cpu.SPREAD_FROM
             if number == 0 and (is_spread or len(windows) + len(plan) > 2):  # a short batch alone may have all threads
                 stack.enter_context(blas.single_threaded())

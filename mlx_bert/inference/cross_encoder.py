@@ -6,7 +6,9 @@ Dimensions: N pairs, C classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +31,7 @@ logger = logging.getLogger("mlx_bert")
 
 Activation = Callable[[mx.array], mx.array]
 Pair = Sequence[str]
+WINDOW = 4096  # pairs of an iterator in memory at a time
 
 
 class CrossEncoder:
@@ -55,6 +58,7 @@ class CrossEncoder:
         max_query_length: int | None = None,
     ) -> None:
         self.model = model.eval()
+        model.bert.compile_graphs()
         self.tokenizer = tokenizer
         self.num_labels = model.head.config.output_size
         self.activation_fn = (
@@ -126,7 +130,7 @@ class CrossEncoder:
 
     def predict(
         self,
-        pairs: Pair | Sequence[Pair],
+        pairs: Pair | Sequence[Pair] | Iterator[Pair],
         batch_size: int = 32,
         *,
         activation_fn: str | Activation | None = None,
@@ -134,11 +138,12 @@ class CrossEncoder:
         apply_softmax: bool = False,
         convert_to_numpy: bool = True,
         show_progress_bar: bool | None = None,
-    ) -> np.ndarray | mx.array | np.float32:
+    ) -> np.ndarray | mx.array | np.float32 | Iterator[np.ndarray | mx.array | np.float32]:
         """Score pairs.
 
         Args:
-            pairs: one pair of texts, or any number.
+            pairs: one pair of texts, or any number. An iterator gives an iterator over the pairs' scores, which reads
+                :data:`WINDOW` pairs at a time: memory stays bounded.
             batch_size: a batch holds as many tokens as this many pairs of 128.
             activation_fn: instead of the model's, for this call.
             raw_scores: the logits, whatever the model's activation.
@@ -151,34 +156,59 @@ class CrossEncoder:
             number or ``(C,)``.
 
         Raises:
-            ValueError: something that is no pair of strings, or ``raw_scores`` with an activation or a softmax.
+            ValueError: something that is no pair of strings, ``raw_scores`` with an activation or a softmax, or a
+                ``batch_size`` below 1.
         """
         if raw_scores and (activation_fn is not None or apply_softmax):
             raise ValueError(
                 "[CrossEncoder] expected raw_scores without activation_fn and apply_softmax but got both. Choose one."
             )
-        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
-        pairs = _check_pairs([pairs] if single else pairs)
+        if batch_size < 1:
+            raise ValueError(f"[CrossEncoder] expected batch_size of at least 1 but got {batch_size}.")
         activation = ACTIVATIONS["Identity"] if raw_scores else find_activation(activation_fn) or self.activation_fn
         show = logger.isEnabledFor(logging.INFO) if show_progress_bar is None else show_progress_bar
+        score = partial(self._scores, activation=activation, softmax=apply_softmax, batch_size=batch_size)
+        finish = (lambda scores: scores) if convert_to_numpy else mx.array
+        bar = partial(tqdm, unit="pair", desc="Scoring", disable=not show)
+        if isinstance(pairs, Iterator):
+            return self._stream(pairs, score, finish, bar)
+        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
+        pairs = _check_pairs([pairs] if single else pairs)
+        with bar(total=len(pairs)) as progress:
+            result = score(pairs, progress)
+        return finish(result[0] if single else result)
+
+    def _stream(
+        self,
+        pairs: Iterator[Pair],
+        score: Callable[[Sequence[Pair], tqdm], np.ndarray],
+        finish: Callable[[np.ndarray], Any],
+        bar: Callable[[], tqdm],
+    ) -> Iterator[Any]:
+        """The scores of each pair of an iterator of any length."""
+        numbered = enumerate(pairs)
+        with bar() as progress:
+            while window := list(islice(numbered, WINDOW)):
+                yield from map(finish, score(_check_pairs([pair for _, pair in window], window[0][0]), progress))
+
+    def _scores(
+        self, pairs: Sequence[Pair], progress: tqdm, *, activation: Activation, softmax: bool, batch_size: int
+    ) -> np.ndarray:
+        """``(N,)`` with one class, ``(N, C)`` with several."""
 
         def forward(batch: Batch, _: list[Encoding]) -> mx.array:
             scores = activation(
                 self.model(*batch[:2], token_type_ids=batch.token_type_ids)["logits"].astype(mx.float32)
             )
-            return mx.softmax(scores, axis=-1, precise=True) if apply_softmax and self.num_labels > 1 else scores
+            return mx.softmax(scores, axis=-1, precise=True) if softmax and self.num_labels > 1 else scores
 
         result = np.empty((len(pairs), self.num_labels), np.float32)
         first, second = [a for a, _ in pairs], [b for _, b in pairs]
         first = cap_tokens(self.tokenizer, first, self.max_query_length)
-        with tqdm(total=len(pairs), unit="pair", desc="Scoring", disable=not show) as progress:
-            options = {"batch_size": batch_size, "max_length": self.max_length, "progress": progress}
-            for indices, scores in run_batches(first, self.tokenizer, forward, pairs=second, **options):
-                result[indices] = np.asarray(scores).reshape(len(indices), -1)
-        if self.num_labels == 1:
-            result = result[:, 0]
-        result = result[0] if single else result
-        return result if convert_to_numpy else mx.array(result)
+        options = {"batch_size": batch_size, "max_length": self.max_length, "progress": progress}
+        for indices, scores in run_batches(first, self.tokenizer, forward, pairs=second, **options):
+            result[indices] = np.asarray(scores).reshape(len(indices), -1)
+        return result[:, 0] if self.num_labels == 1 else result
 
     def rank(
         self,
@@ -272,9 +302,9 @@ def stored_activation(folder: Path) -> str | None:
     return found
 
 
-def _check_pairs(pairs: Any) -> list[Pair]:
+def _check_pairs(pairs: Any, start: int = 0) -> list[Pair]:
     pairs = list(pairs)
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs, start):
         is_pair = isinstance(pair, Sequence | np.ndarray) and not isinstance(pair, str) and len(pair) == 2
         if not is_pair or not all(isinstance(text, str) for text in pair):
             raise ValueError(

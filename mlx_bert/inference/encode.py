@@ -48,7 +48,7 @@ class SentenceEncoder:
         modules: Sequence[nn.Module] | None = None,
         settings: EncoderSettings | None = None,
     ) -> None:
-        self.core = core.eval()
+        self.core = core.eval().compile_graphs()
         self.tokenizer = tokenizer
         if modules is None:
             modules = [Pooling({"word_embedding_dimension": core.get_hidden_size(), "pooling_mode_mean_tokens": True})]

@@ -73,6 +73,18 @@ def test_forward_sees_no_mask_when_nothing_is_padded(encoder):
     assert masks[1].sum().item() == 4
 
 
+def test_rows_are_padded_further_on_a_gpu(encoder, monkeypatch):
+    monkeypatch.setattr(batching, "bucket_size", lambda: batching.GPU_BUCKET)
+    for lengths, width in (((1, 20), 32), ((1, 40), 64)):
+        texts = ["the " * length for length in lengths]
+        (output,) = (output for _, output in run_batches(texts, encoder.tokenizer, lambda batch, _: batch.input_ids))
+        assert output.shape == (2, width)
+    monkeypatch.undo()
+    assert batching.bucket_size() == BUCKET
+    monkeypatch.setattr(batching.mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert batching.bucket_size() == batching.GPU_BUCKET == 32
+
+
 def test_windows_give_every_text_once(encoder):
     texts = [f"text {i} " * (i % 40) for i in range(700)]
     seen = {}

@@ -58,6 +58,7 @@ class Pipeline:
                     f"{type(self).__name__} but got {kind}. Choose the pipeline of that task."
                 )
         self.model = model.eval()
+        (model.bert if isinstance(model, BertWithHead) else model).compile_graphs()
         self.tokenizer = tokenizer
         self.config = dict(config or {})
         self.batch_size = batch_size
