@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays
 from mlx_bert.data.samplers import BatchIndices, TaskSampler
-from mlx_bert.training.objective import regularization
+from mlx_bert.training.objective import loss_weight, regularization
 
 
 class MultiTaskObjective:
@@ -35,19 +35,20 @@ class MultiTaskObjective:
         return {f"{task}_logits": model.head(states, mask, task_name=task)["logits"] for task in tasks}
 
     def loss(self, model: Any, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
-        """The mean loss over the labels of a batch, each with its task's weight, and their number.
+        """The mean loss over the labels of a batch, each with its task's weight, and what it is a mean over.
 
-        In training, tasks whose heads are frozen do not count, and the penalties of the heads' blocks are added.
+        That is :func:`loss_weight`, so that batches of an update add up to one large batch, with class weights too. In
+        training, tasks whose heads are frozen do not count, and the penalties of the heads' blocks are added.
         """
         total, count = mx.array(0.0), mx.array(0.0)
         for task, labels in batch["labels"].items():
-            if model.training and not tree_flatten(model.head.task_heads[task].trainable_parameters()):
+            head = model.head.task_heads[task]
+            if model.training and not tree_flatten(head.trainable_parameters()):
                 continue
-            labelled = mx.sum((labels != IGNORE_INDEX).astype(mx.float32))
-            loss = model.head.task_heads[task].compute_loss({"logits": outputs[f"{task}_logits"]}, labels)
-            total = total + model.head.task_configs[task].loss_weight * loss * labelled
-            count = count + labelled
-        return total / mx.maximum(count, 1.0) + regularization(model), count
+            loss, weight = head.compute_loss({"logits": outputs[f"{task}_logits"]}, labels), loss_weight(head, labels)
+            total = total + mx.where(weight > 0, model.head.task_configs[task].loss_weight * loss * weight, 0.0)
+            count = count + weight
+        return total / mx.maximum(count, 1e-9) + regularization(model), count
 
     def metrics(self, model: Any, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
         """``{task}_loss``, ``{task}_accuracy`` and ``{task}_f1`` (macro, over the classes that occur).
