@@ -25,7 +25,7 @@ from benchmarks.fixed_shapes import in_pieces
 from benchmarks.models import ARCHITECTURES, find_model, label, name_of, random_folder, weight_type
 from benchmarks.peers.client import CHOICES, PEERS, Peer, python_of
 from benchmarks.timing import interleaved, ratios
-from mlx_bert import heap
+from mlx_bert import graphs, heap
 from mlx_bert.encoders import cpu, modernbert
 from mlx_bert.inference import batching
 from mlx_bert.inference.encode import SentenceEncoder
@@ -189,6 +189,11 @@ def engines_of(encoder: SentenceEncoder, whole: Engine) -> dict[str, Engine]:
         engines["attention in one piece"] = run(lambda: mock.patch.object(cpu, "TILE", 1 << 62))
         engines[LARGE] = run(lambda: mock.patch.object(batching, "CPU_BUDGET", 1 << 30))
         engines["on one CPU stream"] = run(one_stream)
+    other = None if graphs.wanted() else graphs.Graphs(encoder.core.encoder)
+    switched = run(lambda: mock.patch.object(encoder.core, "_graphs", other))
+    engines["encoder as compiled graphs" if other else "without compiled graphs"] = switched
+    for _ in range(2 if other else 0):
+        switched()  # shapes are compiled when they come again
     if getattr(encoder.core.config, "local_attention", None):
         engines["local attention among all tokens"] = run(lambda: mock.patch.object(modernbert, "BLOCKS_FROM", 1 << 62))
     return engines
