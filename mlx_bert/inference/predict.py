@@ -117,7 +117,7 @@ class TextPredictor:
             max_length: truncate to this many tokens; None for the encoder's bound. Contexts are read whole, in windows
                 of so many.
             top_k: of above 1, also ``scores``, the k most probable classes or choices and their probabilities, or
-                ``answers``, the k best; so many labels of each task.
+                ``answers``, the k best; so many labels of each task. Values have none.
             progress: a tqdm bar.
 
         Returns:
@@ -128,7 +128,7 @@ class TextPredictor:
             tasks ``tasks``, the labels and scores of each.
 
         Raises:
-            ValueError: ``top_k`` or ``batch_size`` below 1; ``top_k`` above 1 for entities or values; a question
+            ValueError: ``top_k`` or ``batch_size`` below 1; ``top_k`` above 1 for entities; a question
                 without its context or choices.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
@@ -233,8 +233,6 @@ class TextPredictor:
             return result | self._scores(outputs["probabilities"], top_k)
         probabilities = outputs.get("probabilities_2class", outputs.get("probabilities"))
         if probabilities is None:
-            if top_k > 1:
-                raise ValueError(f"[predict] expected top_k of 1 for a model of values but got {top_k}. Leave it out.")
             value = np.ravel(outputs.get("value", outputs.get("predictions")))
             return {"value": float(value[0]) if value.size == 1 else [float(number) for number in value]}
         # an ordinal head's prediction need not be its most probable class

@@ -119,8 +119,6 @@ def test_what_is_refused(tiny_bert_folder, tmp_path):
         predictor(tiny_bert_folder).predict(["a"], top_k=0)
     with pytest.raises(ValueError, match="expected batch_size of at least 1 but got 0"):
         predictor(tiny_bert_folder).predict(iter(["a"]), batch_size=0)
-    with pytest.raises(ValueError, match="expected top_k of 1 for a model of values but got 2"):
-        predictor(tiny_bert_folder, "regression", 1).predict(["a"], top_k=2)
     with pytest.raises(ValueError, match="expected a head that gives texts labels, values or answers but got contra"):
         predictor(tiny_bert_folder, "contrastive")
 
