@@ -10,6 +10,7 @@ import torch
 from sentence_transformers import CrossEncoder as Reference
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from mlx_bert.inference import cross_encoder
 from mlx_bert.inference.cross_encoder import CrossEncoder
 
 PAIRS = [("abc", "query a"), ("", "x"), ("a b c d", "e f g " * 30), ("hello", "doc world"), ("A", "B C")]
@@ -91,6 +92,31 @@ def test_truncation(folder):
     theirs = Reference(str(folder), device="cpu", max_length=12)
     np.testing.assert_allclose(ours.predict(PAIRS), theirs.predict(PAIRS), atol=1e-5)
     assert np.abs(ours.predict(PAIRS) - CrossEncoder.from_pretrained(folder).predict(PAIRS)).max() > 1e-4
+
+
+def test_an_iterator_gives_an_iterator_in_bounded_memory(folder, monkeypatch):
+    monkeypatch.setattr(cross_encoder, "WINDOW", 4)
+    ours = CrossEncoder.from_pretrained(folder)
+    taken = []
+
+    def pairs():
+        while True:
+            taken.append(len(taken))
+            yield "a b", "c " * (taken[-1] % 7)
+
+    options = {"apply_softmax": True, "batch_size": 2}
+    scores = ours.predict(pairs(), **options)
+    assert taken == []
+    first = [next(scores) for _ in range(5)]
+    assert len(taken) == 8
+    wanted = ours.predict([("a b", "c " * n) for n in range(5)], **options)
+    np.testing.assert_allclose(np.array(first), wanted, atol=1e-5)
+    assert isinstance(next(ours.predict(pairs(), convert_to_numpy=False)), mx.array)
+    assert list(ours.predict(iter([]))) == []
+    with pytest.raises(ValueError, match="expected item 5 to be a pair of strings but got"):
+        list(ours.predict(iter([("a", "b")] * 5 + ["ab"])))
+    with pytest.raises(ValueError, match="expected batch_size of at least 1 but got 0"):
+        ours.predict(pairs(), batch_size=0)
 
 
 def test_rank(folder):
