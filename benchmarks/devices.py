@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,36 +25,51 @@ class Chip:
         bandwidth_gb_s: unified memory, 1e9 bytes a second.
         tflops: float32, 1e12 operations a second: cores x 128 lanes x 2 x clock. None where no clock is published.
         source: where the figures come from.
+        smaller: GB/s of the variant with the fewest cores where its memory is slower too (Apple's specifications).
     """
 
     gpu_cores: int
     bandwidth_gb_s: float
     tflops: float | None
     source: str
+    smaller: float | None = None
+
+    def with_cores(self, cores: int | None) -> Chip:
+        """The chip as sold with fewer GPU cores; itself for None."""
+        if cores is None or cores >= self.gpu_cores:
+            return self
+        tflops = self.tflops and round(self.tflops * cores / self.gpu_cores, 1)
+        return replace(
+            self,
+            gpu_cores=cores,
+            bandwidth_gb_s=self.smaller or self.bandwidth_gb_s,
+            tflops=tflops,
+        )
 
 
 _APPLE = "cores and bandwidth: Apple's technical specifications (support.apple.com/specs)"
-_CLOCK = "; TFLOP/s: cores x 128 lanes x 2 x 1.398 GHz, the clock as listed at hmc-tech.com/gpu"
-_UNKNOWN = "; TFLOP/s: none, the listed clocks disagree"
+_CLOCK = "; TFLOP/s: cores x 128 lanes x 2 x {} GHz, the clock as listed at hmc-tech.com/gpu"
+_UNKNOWN = "; TFLOP/s: no clock found"
+_M5 = "cores and bandwidth: Apple's press release of March 2026, as in lowyat.net/2026/385170"
 CHIPS: dict[str, Chip] = {
     "Apple M1": Chip(8, 68.3, 2.6, _APPLE + "; TFLOP/s: Apple's newsroom, 10 November 2020"),
     "Apple M1 Pro": Chip(16, 200, 5.2, _APPLE + "; TFLOP/s: Apple's newsroom, 18 October 2021"),
     "Apple M1 Max": Chip(32, 400, 10.4, _APPLE + "; TFLOP/s: Apple's newsroom, 18 October 2021"),
     "Apple M1 Ultra": Chip(64, 800, 20.8, _APPLE + "; TFLOP/s: twice an M1 Max"),
     "Apple M2": Chip(10, 100, 3.6, _APPLE + "; TFLOP/s: Apple's newsroom, 6 June 2022"),
-    "Apple M2 Pro": Chip(19, 200, 6.8, _APPLE + _CLOCK),
-    "Apple M2 Max": Chip(38, 400, 13.6, _APPLE + _CLOCK),
+    "Apple M2 Pro": Chip(19, 200, 6.8, _APPLE + _CLOCK.format(1.398)),
+    "Apple M2 Max": Chip(38, 400, 13.6, _APPLE + _CLOCK.format(1.398)),
     "Apple M2 Ultra": Chip(76, 800, 27.2, _APPLE + "; TFLOP/s: twice an M2 Max"),
-    "Apple M3": Chip(10, 100, 3.6, _APPLE + _CLOCK),
-    "Apple M3 Pro": Chip(18, 150, 6.4, _APPLE + _CLOCK),
-    "Apple M3 Max": Chip(40, 400, 14.3, _APPLE + _CLOCK),
+    "Apple M3": Chip(10, 100, 3.6, _APPLE + _CLOCK.format(1.398)),
+    "Apple M3 Pro": Chip(18, 150, 6.4, _APPLE + _CLOCK.format(1.398)),
+    "Apple M3 Max": Chip(40, 400, 14.3, _APPLE + _CLOCK.format(1.398), smaller=300),
     "Apple M3 Ultra": Chip(80, 819, 28.6, _APPLE + "; TFLOP/s: twice an M3 Max"),
-    "Apple M4": Chip(10, 120, None, _APPLE + _UNKNOWN),
+    "Apple M4": Chip(10, 120, 3.8, _APPLE + _CLOCK.format(1.470)),
     "Apple M4 Pro": Chip(20, 273, None, _APPLE + _UNKNOWN),
-    "Apple M4 Max": Chip(40, 546, None, _APPLE + _UNKNOWN),
-    "Apple M5": Chip(10, 153, None, "apple.com/newsroom, 15 October 2025; no clock published"),
-    "Apple M5 Pro": Chip(20, 307, None, "Apple's press release of March 2026, as in lowyat.net/2026/385170"),
-    "Apple M5 Max": Chip(40, 614, None, "Apple's press release of March 2026, as in lowyat.net/2026/385170"),
+    "Apple M4 Max": Chip(40, 546, 17.2, _APPLE + _CLOCK.format(1.678), smaller=410),
+    "Apple M5": Chip(10, 153, 4.5, "cores and bandwidth: apple.com/newsroom, 15 October 2025" + _CLOCK.format(1.740)),
+    "Apple M5 Pro": Chip(20, 307, None, _M5 + _UNKNOWN),
+    "Apple M5 Max": Chip(40, 614, None, _M5 + _UNKNOWN, smaller=460),
 }
 
 
@@ -70,7 +85,7 @@ class Machine:
         system: operating system and release.
         power: ``"mains"``, ``"battery"`` or None where it cannot be told.
         gpu_cores: of an Apple GPU, or None.
-        nominal: the maker's figures for the chip, or None.
+        nominal: the chip's figures, with the GPU cores that are there; or None.
         versions: of Python and the libraries that matter.
         blas: what multiplies matrices on the CPU; see :func:`mlx_bert.blas.enable`.
         blas_threads: ``OPENBLAS_NUM_THREADS``, or None when not set.
@@ -157,7 +172,7 @@ def this_machine() -> Machine:
     import mlx_bert
 
     processor = processor_name()
-    chip = find_chip(processor)
+    chip, cores = find_chip(processor), gpu_core_count()
     return Machine(
         device=mx.default_device().type.name,
         processor=processor,
@@ -165,8 +180,8 @@ def this_machine() -> Machine:
         memory_gb=round(memory_bytes() / 1e9, 1),
         system=f"{platform.system()} {platform.mac_ver()[0] or platform.release()}",
         power=power_source(),
-        gpu_cores=gpu_core_count(),
-        nominal=asdict(chip) if chip else None,
+        gpu_cores=cores,
+        nominal=asdict(chip.with_cores(cores)) if chip else None,
         versions=library_versions(),
         blas=mlx_bert.blas_backend,
         blas_threads=os.environ.get("OPENBLAS_NUM_THREADS"),

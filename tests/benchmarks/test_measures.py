@@ -98,7 +98,24 @@ def test_this_machine(monkeypatch):
     monkeypatch.setattr(devices, "_output", lambda *command: answers[command[0]])
     machine = devices.this_machine()
     assert (machine.processor, machine.gpu_cores, machine.power) == ("Apple M4 Pro", 16, "battery")
-    assert machine.nominal["bandwidth_gb_s"] == 273
+    assert (machine.nominal["bandwidth_gb_s"], machine.nominal["gpu_cores"]) == (273, 16)
+
+
+@pytest.mark.parametrize(
+    ("chip", "cores", "expected"),
+    [
+        ("Apple M2", 8, (8, 100, 2.9)),
+        ("Apple M3 Max", 30, (30, 300, 10.7)),
+        ("Apple M2 Max", 30, (30, 400, 10.7)),
+        ("Apple M4 Max", 32, (32, 410, 13.8)),
+        ("Apple M5 Pro", 16, (16, 307, None)),
+        ("Apple M4", None, (10, 120, 3.8)),
+        ("Apple M4", 10, (10, 120, 3.8)),
+    ],
+)
+def test_chips_with_fewer_cores(chip, cores, expected):
+    found = devices.CHIPS[chip].with_cores(cores)
+    assert (found.gpu_cores, found.bandwidth_gb_s, found.tflops) == expected
 
 
 def test_corpus_is_ragged_and_the_same_each_time():
