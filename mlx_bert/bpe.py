@@ -102,8 +102,10 @@ class ByteLevelBPE:
             progress: show a progress bar.
 
         Raises:
-            ValueError: V leaves no room for the bytes and the two special ids.
+            ValueError: V leaves no room for the bytes and the two special ids, or something that is not texts.
         """
+        if isinstance(texts, str):
+            raise ValueError("[bpe] expected several texts but got a single one. Wrap it in a list.")
         if vocab_size < BYTES + SPECIAL:
             raise ValueError(f"[bpe] expected vocab_size of at least {BYTES + SPECIAL} but got {vocab_size}.")
         learner = Tokenizer(models.BPE())
@@ -112,7 +114,7 @@ class ByteLevelBPE:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - SPECIAL, initial_alphabet=letters, show_progress=progress, min_frequency=1
         )
-        learner.train_from_iterator(texts, trainer)
+        learner.train_from_iterator(map(_checked, texts), trainer)
         ids = {letter: byte for byte, letter in enumerate(letters)}
         merges = []
         for pair in json.loads(learner.to_str())["model"]["merges"]:

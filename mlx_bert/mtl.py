@@ -198,15 +198,15 @@ class SentenceTransformerMTL(nn.Module):
         Raises:
             ValueError: an unknown task.
         """
-        chosen = self._chosen(task)
-        twins = self.bert.twins if self.sharing == "soft" else {}
-        cores = {"": self.bert, **{name: twins[name] for name in chosen if name in twins}}
-        states = {
-            name: core(input_ids, attention_mask, token_type_ids, compute_pooling=False).last_hidden_state
-            for name, core in cores.items()
-        }
-        outputs = self.from_states(states.pop(""), attention_mask, chosen, states)
+        outputs = self._outputs(Batch(input_ids, attention_mask, token_type_ids), self._chosen(task))
         return {"embeddings": outputs["embeddings"], **{key: outputs.get(key) for key in map(logits_key, self._labels)}}
+
+    def _outputs(self, batch: Batch, tasks: Sequence[str]) -> dict[str, mx.array]:
+        """Embeddings and the logits of some tasks, from the encoders that they need."""
+        twins = self.bert.twins if self.sharing == "soft" else {}
+        cores = {"": self.bert, **{name: twins[name] for name in tasks if name in twins}}
+        states = {name: core(*batch, compute_pooling=False).last_hidden_state for name, core in cores.items()}
+        return self.from_states(states.pop(""), batch.attention_mask, tasks, states)
 
     def forward(
         self,
@@ -276,8 +276,7 @@ class SentenceTransformerMTL(nn.Module):
         sentences = [sentences] if single else list(sentences)
 
         def embed(batch: Batch) -> dict[str, mx.array]:
-            states = self.bert(*batch, compute_pooling=False).last_hidden_state
-            vectors = self.from_states(states, batch.attention_mask, [])["embeddings"].astype(mx.float32)
+            vectors = self._outputs(batch, [])["embeddings"].astype(mx.float32)
             return {"embeddings": unit_length(vectors) if normalize else vectors}
 
         found = self._run(sentences, embed, {"embeddings": self.output_dim}, batch_size, max_length, progress)
@@ -309,7 +308,7 @@ class SentenceTransformerMTL(nn.Module):
         chosen = self._chosen(tasks)
 
         def classify(batch: Batch) -> dict[str, mx.array]:
-            outputs = self(*batch, task=chosen[0] if len(chosen) == 1 else None)
+            outputs = self._outputs(batch, chosen)
             return {task: mx.softmax(outputs[logits_key(task)], axis=-1) for task in chosen}
 
         widths = {task: len(self._labels[task]) for task in chosen}

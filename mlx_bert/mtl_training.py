@@ -27,6 +27,7 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.feed import Feed, default_collator
 from mlx_bert.training.objective import evaluate
+from mlx_bert.training.train_metrics import TrainMetrics
 from mlx_bert.training.trainer import Trainer, TrainResult
 
 SAMPLINGS = ("shuffle", "loss_ratio", "error_rate")
@@ -264,7 +265,7 @@ class MTLTrainer:
             raise ValueError(f"[mtl] expected validation_examples with sampling {self.sampling!r} but got none.")
         train = self._prepared(train_examples)
         validation = None if validation_examples is None else self._prepared(validation_examples)
-        recorder = _TrainMetrics(train) if self.evaluate_train else None
+        recorder = [TrainMetrics(train)] if self.evaluate_train else []
         trainer: Trainer
 
         def difficulties(epoch: int) -> dict[str, float]:
@@ -282,7 +283,7 @@ class MTLTrainer:
             validation,
             tokenizer=self.model.tokenizer,
             objective=self.objective,
-            callbacks=[*([recorder] if recorder else []), *self.callbacks],
+            callbacks=[*recorder, *self.callbacks],
             sampler=sampler,
         )
         self.result = trainer.train(resume)
@@ -337,19 +338,6 @@ def task_difficulties(
         elif values:
             found[task] = 1 - values[-1][f"eval_{task}_accuracy"]
     return found
-
-
-class _TrainMetrics(Callback):
-    """Adds ``train_*`` metrics of the training examples to the record of each epoch."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    def on_evaluate(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        if record["epoch"] != int(record["epoch"]):
-            return
-        found = trainer.evaluate(self.examples)
-        record |= {f"train_{name}": value for name, value in found.items() if name != "loss"}
 
 
 def _history(records: Sequence[Mapping[str, Any]], prefix: str) -> list[dict[str, float]]:

@@ -303,7 +303,7 @@ class MultiheadClassifier:
 
         Raises:
             RuntimeError: not trained, or loaded from a folder: the data are not saved.
-            ValueError: an unknown part or task.
+            ValueError: an unknown part, task or label, or no data of a task.
         """
         self._require_trained("analyze")
         if data is not None:
@@ -320,6 +320,8 @@ class MultiheadClassifier:
         examples = [example for example in examples if example["task"] == task]
         if not examples:
             raise ValueError(f"[multihead] this part of the data has no examples of the task {task!r}.")
+        for example in examples:
+            label_of(self._labels, example)
         return analysis_of(names, examples, self.predict([example["text"] for example in examples], task))
 
     @staticmethod

@@ -27,7 +27,7 @@ def read_task_data(data: Mapping[str, Source]) -> list[Example]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no data, bad rows, or a task of a single class.
+        ValueError: no data, or bad rows.
     """
     if not data:
         raise ValueError("No training data provided. Give {task: [{'text': ..., 'label': ...}, ...]}.")
@@ -37,8 +37,6 @@ def read_task_data(data: Mapping[str, Source]) -> list[Example]:
             read = read_examples(source if isinstance(source, str | Path) else _with_names(source))
         except (ValueError, TypeError) as error:
             raise ValueError(f"[multihead] the data of the task {task!r} cannot be used: {error}") from None
-        if len({example["label"] for example in read}) < 2:
-            raise ValueError(f"[multihead] the task {task!r} has a single label. There is nothing to tell apart.")
         examples += [{**example, "task": task} for example in read]
     return examples
 
@@ -73,12 +71,18 @@ def task_files(folder: str | Path) -> dict[str, Path]:
 
 
 def label_maps(examples: Sequence[Example]) -> dict[str, LabelMap]:
-    """The labels of each task, in the order of their ids."""
-    tasks = dict.fromkeys(example["task"] for example in examples)
-    return {
-        task: LabelMap.from_labels(example["label"] for example in examples if example["task"] == task)
-        for task in tasks
-    }
+    """The labels of each task, in the order of their ids.
+
+    Raises:
+        ValueError: a task of a single label.
+    """
+    names: dict[str, set[str]] = {}
+    for example in examples:
+        names.setdefault(example["task"], set()).add(example["label"])
+    for task, found in names.items():
+        if len(found) < 2:
+            raise ValueError(f"[multihead] the task {task!r} has a single label. There is nothing to tell apart.")
+    return {task: LabelMap.from_labels(found) for task, found in names.items()}
 
 
 def label_of(labels: Mapping[str, LabelMap], example: Example) -> int:

@@ -224,6 +224,8 @@ def test_other_tokenizers_read_it(bpe, tmp_path):
     ("call", "message"),
     [
         (lambda bpe: bpe.train(CORPUS, 257), "expected vocab_size of at least 258 but got 257"),
+        (lambda bpe: bpe.train("a text"), "expected several texts but got a single one"),
+        (lambda bpe: bpe.train(["a", 1]), "expected a text but got int"),
         (lambda bpe: bpe.decode([400]), "expected ids from 0 to 339 but got 400"),
         (lambda bpe: bpe.tokenize("a", 0), "expected max_length of at least 1 but got 0"),
         (lambda bpe: bpe.encode("a\ud800"), "a lone surrogate at 1"),

@@ -164,6 +164,8 @@ def test_an_encoder_of_any_kind(tiny_bert_folder, ids):
     assert shared(**ids)["embeddings"].shape == (4, 16)
     with pytest.raises(ValueError, match="expected a tokenizer but the model has none"):
         shared.encode(["a"])
+    assert new_model(core, dtype="float16").bert is core
+    assert {array.dtype for _, array in tree_flatten(core.parameters())} == {mx.float16}
     half = new_model(tiny_bert_folder, dtype="float16")
     assert {array.dtype for _, array in tree_flatten(half.bert.parameters())} == {mx.float16}
     assert half(**ids)["topic_logits"].dtype == mx.float32
@@ -188,6 +190,52 @@ def test_wrong_options(options, message, tiny_bert_folder):
         new_model(tiny_bert_folder, **options)
 
 
+def test_dropout_on_the_pooled_vector_and_in_the_heads(tiny_bert_folder, ids):
+    for rate in (0.0, 0.5):
+        model = new_model(tiny_bert_folder, dropout=rate)
+        calm = model(**ids)
+        model.train()
+        model.bert.eval()
+        lively = model(**ids)
+        assert mx.allclose(lively["embeddings"], calm["embeddings"], atol=1e-6).item() == (rate == 0.0)
+        assert mx.allclose(lively["topic_logits"], calm["topic_logits"], atol=1e-6).item() == (rate == 0.0)
+        model.projection.weight = mx.zeros_like(model.projection.weight)  # then only the heads' own dropout is left
+        model.projection.bias = mx.ones_like(model.projection.bias)
+        spread = mx.stack([model(**ids)["topic_logits"] for _ in range(3)]).var(axis=0).max().item()
+        assert (spread > 1e-9) == (rate > 0)
+
+
+def test_what_freezing_freezes(tiny_bert_folder):
+    model = new_model(tiny_bert_folder, sharing="soft")
+
+    def trains() -> set[str]:
+        return {name for name, _ in tree_flatten(model.bert.trainable_parameters())}
+
+    model.unfreeze_bert()
+    everything = trains()
+    assert not any("pooler" in name for name in everything)
+    model.freeze_bert()
+    assert trains() == set()
+    model.freeze_bert(1)
+    assert trains() == {name for name in everything if ".layers.1." in name}
+    model.freeze_bert(0)
+    assert trains() == everything
+    for wrong in (-1, 3, True):
+        with pytest.raises(ValueError, match=f"expected num_layers from 0 to 2 but got {wrong}"):
+            model.freeze_bert(wrong)
+
+
+def test_only_the_encoders_that_are_needed_run(tiny_bert_folder, monkeypatch):
+    model = new_model(tiny_bert_folder, sharing="soft", tasks={"a": 2, "b": 2, "c": 2})
+    calls = []
+    call = BertCore.__call__
+    monkeypatch.setattr(BertCore, "__call__", lambda *a, **k: calls.append(1) or call(*a, **k))
+    for tasks, wanted in ((["a", "b"], 2), (["a"], 1), (["c"], 2), (None, 3)):
+        calls.clear()
+        model.predict(SENTENCES, tasks)
+        assert len(calls) == wanted
+
+
 # --- sentences in, embeddings and labels out --------------------------------------------------------------------------
 
 
@@ -201,6 +249,13 @@ def test_encode(model, ids):
     assert model.encode("rain").shape == (16,)
     assert model.encode([]).shape == (0, 16)
     assert np.allclose(model.encode(["rain sun " * 60], max_length=4), model.encode(["rain sun"]), atol=1e-5)
+
+
+def test_nothing_is_dropped_out_where_a_model_is_used(tiny_bert_folder):
+    model = new_model(tiny_bert_folder, dropout=0.5)
+    vectors, found = model.encode(SENTENCES), model.predict(SENTENCES)
+    assert np.array_equal(model.train().encode(SENTENCES), vectors)
+    assert np.array_equal(model.train().predict(SENTENCES)["topic"]["probs"], found["topic"]["probs"])
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -266,6 +321,13 @@ def test_save_and_load(options, tiny_bert_folder, tmp_path):
     for task, found in model.predict(SENTENCES).items():
         assert np.array_equal(found["probs"], again.predict(SENTENCES)[task]["probs"])
     assert MTLDataProcessor(tmp_path / "model").tokenizer.pad_id == model.tokenizer.pad_id
+
+
+def test_a_type_at_loading(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    half = SentenceTransformerMTL.from_pretrained(tmp_path / "model", "bfloat16")
+    assert {array.dtype for _, array in tree_flatten(half.parameters())} == {mx.bfloat16}
+    assert np.allclose(half.encode(SENTENCES), model.encode(SENTENCES), atol=0.05)
 
 
 def test_what_cannot_be_loaded(model, tmp_path):

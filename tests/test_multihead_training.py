@@ -227,3 +227,109 @@ def test_what_fails_leaves_the_classifier_as_it_was(whole, tiny_bert_folder, tmp
     assert_same(whole, classifier)
     classifier.save(tmp_path / "model")
     assert_same(whole, MultiheadClassifier().load(tmp_path / "model"))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_reaches_the_run(tiny_bert_folder, tmp_path):
+    training = {
+        "max_length": 7, "batch_size": 3, "epochs": 2, "learning_rate": 1e-3, "weight_decay": 0.07, "warmup_ratio": 0.2,
+        "gradient_accumulation_steps": 2, "max_grad_norm": 0.4, "test_size": 0.1, "val_size": 0.3, "seed": 9,
+        "dtype": "bfloat16", "save_every": 50,
+    }  # fmt: skip
+    config = {
+        "training": {"model_name": str(tiny_bert_folder), "output_dir": str(tmp_path), **training},
+        "head": {"hidden_layers": 2, "hidden_multiplier": 0.5, "activation": "silu", "dropout": 0.35},
+        "encoder": {"freeze_epochs": 1, "unfreeze_layers": 1, "lr_multiplier": 0.2},
+        "loss": {"use_focal_loss": True, "focal_gamma": 3.0, "task_weights": {"colour": 0.5}, "label_smoothing": 0.2},
+        "eval": {"patience": 2, "min_delta": 0.5, "metric": "f1"},
+        "task_sampling": "equal",
+    }
+    classifier = MultiheadClassifier(config)
+    result = classifier.train(DATA, progress=False)
+    args = json.loads((result.output_dir / "training_args.json").read_text())
+    same = ("max_length", "batch_size", "epochs", "weight_decay", "warmup_ratio", "gradient_accumulation_steps",
+            "max_grad_norm", "seed", "dtype")  # fmt: skip
+    assert {name: args[name] for name in same} == {name: training[name] for name in same}
+    assert (args["learning_rate"], args["head_learning_rate"]) == pytest.approx((2e-4, 1e-3))
+    assert (args["freeze"], args["freeze_epochs"], args["freeze_learning_rate"]) == ("1", 1, pytest.approx(1e-2))
+    assert (args["patience"], args["min_delta"], args["metric"], args["save_every"]) == (2, 0.5, "f1", "50")
+    sizes = {name: len(part) for name, part in classifier._splits.items()}
+    assert sizes == {"train": 12, "validation": 6, "test": 2}
+    most = max(sum(row["task"] == task for row in classifier._splits["train"]) for task in DATA)
+    updates = -(-2 * -(-most // 3) // 2)  # as many of each task, by batches of 3, two to an update
+    assert result.history["epochs"][0]["step"] == updates
+    head = classifier.model.head.task_heads["colour"]
+    assert head.config.hidden_sizes == [16, 16]
+    assert (head.config.activation, head.config.dropout_prob, head.config.input_dropout) == ("silu", 0.35, 0.35)
+    assert (head.config.extra, head.config.label_smoothing) == ({"loss": "focal", "focal_gamma": 3.0}, 0.2)
+    weights = {task: settings.loss_weight for task, settings in classifier.model.head.task_configs.items()}
+    assert weights == {"sentiment": 1.0, "colour": 0.5}
+
+
+def test_class_weights_count_if_asked_for(tiny_bert_folder, tmp_path):
+    few = [{"text": f"{thing} is grey", "label": "grey"} for thing in ("dog", "day", "sun", "house")]
+    rows = {"colour": [*few, {"text": "a red dog", "label": "red"}, {"text": "a red day", "label": "red"}]}
+    for use in (True, False):
+        config = classifier_of(tiny_bert_folder, tmp_path, epochs=1, test_size=0.0, val_size=0.0).config.to_dict()
+        classifier = MultiheadClassifier({**config, "loss": {"use_class_weights": use}})
+        classifier.train(rows, progress=False)
+        given = classifier.model.head.task_heads["colour"].config.class_weights
+        assert (list(given) if use else given) == (pytest.approx([2 / 3, 4 / 3]) if use else None)
+
+
+def test_a_frozen_encoder_trains_the_heads_for_all_epochs(tiny_bert_folder, tmp_path):
+    config = classifier_of(tiny_bert_folder, tmp_path, epochs=1).config.to_dict()
+    config["encoder"] = {"freeze_epochs": 2, "unfreeze_layers": 0}
+    result = MultiheadClassifier(config).train(DATA, progress=False)
+    assert [record["phase"] for record in result.history["epochs"]] == ["main"] * 3
+    args = json.loads((result.output_dir / "training_args.json").read_text())
+    assert (args["freeze"], args["head_learning_rate"]) == ("backbone", pytest.approx(5e-2))
+
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+
+def test_long_texts_are_cut(tiny_bert_folder, tmp_path):
+    classifier = classifier_of(tiny_bert_folder, tmp_path, epochs=1, max_length=6)
+    classifier.train(DATA, progress=False)
+    one, other = classifier.predict(["a red river and so on", "a red river and the good day"], "colour", True)
+    assert one["scores"] == pytest.approx(other["scores"], abs=1e-6)
+
+
+def test_analysis_of_any_labelled_texts(whole, tmp_path):
+    found = whole.analyze(data={"colour": [{"text": "a red dog", "label": "red"}]})  # of one class alone
+    assert found["colour"]["class_metrics"]["red"]["support"] == 1
+    with pytest.raises(ValueError, match="colour: unknown label 'green'"):
+        whole.analyze(data={"colour": [{"text": "a red dog", "label": "green"}]})
+    with pytest.raises(ValueError, match="has no examples of the task 'sentiment'"):
+        whole.analyze(tasks=["sentiment"], data={"colour": DATA["colour"]})
+
+
+def test_a_task_that_is_added(whole, tmp_path):
+    rows = [{"text": f"{word} thing {number}", "label": word} for word in ("small", "large") for number in range(6)]
+    whole.save(tmp_path / "model")
+    ends = []
+    for _ in range(2):
+        classifier = MultiheadClassifier().load(tmp_path / "model")
+        classifier.config.training.output_dir = str(tmp_path / "runs")
+        mx.random.seed(len(ends))
+        result = classifier.add_task("size", rows, progress=False)
+        ends.append(dict(tree_flatten(classifier.model.head.parameters())))
+        assert set(dict(tree_flatten(classifier.model.head.trainable_parameters()))) == set(ends[-1])
+        assert tree_flatten(classifier.model.bert.trainable_parameters())
+        assert_same(classifier, MultiheadClassifier().load(result.output_dir / "best_model"))
+    assert all(mx.array_equal(ends[0][name], ends[1][name]) for name in ends[0])  # the seed decides
+    assert classifier.analyze("train", ["size"])
+    with pytest.raises(ValueError, match="has no examples of the task 'colour'"):
+        classifier.analyze("train", ["colour"])  # a loaded model has not the data of the others
+    with pytest.raises(RuntimeError, match="which a loaded model lacks"):
+        classifier.load(tmp_path / "model").analyze("train", ["size"])
+
+
+def test_a_task_that_is_added_after_training_is_analysed_with_the_others(tiny_bert_folder, tmp_path):
+    classifier = classifier_of(tiny_bert_folder, tmp_path, epochs=1)
+    classifier.train({"colour": DATA["colour"]}, progress=False)
+    classifier.add_task("sentiment", DATA["sentiment"], progress=False)
+    assert classifier.analyze("train").keys() == {"colour", "sentiment"}

@@ -5,6 +5,7 @@ The rules are explicit and short, and the report says which one spoke; every fin
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -14,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mlx_bert.data.kinds import is_empty
 from mlx_bert.data.labels import LabelMap, class_weights, positive_weights
 from mlx_bert.data.readers import read_table
 
@@ -168,8 +170,8 @@ def analyze_dataset(
     kinds = {column: column_kind(column, [row.get(column) for row in rows]) for column in columns}
     targets = [target_column] if target_column is not None else find_targets(columns, rows)
     values = [row.get(targets[0]) for row in rows]
-    if any(_is_empty(value) for value in values):
-        line = next(number for number, value in enumerate(values, 1) if _is_empty(value))
+    if any(is_empty(value) for value in values):
+        line = next(number for number, value in enumerate(values, 1) if is_empty(value))
         raise ValueError(f"[analysis] the target {targets[0]!r} is empty in row {line}. Fill or remove such rows.")
     kind, reason = infer_task(targets, values, columns, kinds)
     analysis = DatasetAnalysis(kind, reason, len(rows), len(columns) - len(targets), targets, 1)
@@ -249,7 +251,7 @@ def infer_task(
 
 def column_kind(name: str, values: Sequence[Any]) -> str:
     """``"text"``, ``"categorical"``, ``"numerical"``, ``"datetime"`` or ``"id"``."""
-    sample = [value for value in values[:SAMPLE_ROWS] if not _is_empty(value)]
+    sample = [value for value in values[:SAMPLE_ROWS] if not is_empty(value)]
     if not sample:
         return "categorical"
     words = [str(value) for value in sample]
@@ -265,19 +267,17 @@ def column_kind(name: str, values: Sequence[Any]) -> str:
     return "categorical"
 
 
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
 def _number(value: Any) -> float | None:
+    """A finite number, or None."""
     if isinstance(value, bool):
         return float(value)
     if not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _class_name(value: Any) -> str:

@@ -247,3 +247,14 @@ def test_training_settings():
     skewed = found(6000, {"a": 5900, "b": 100}).recommended_training_settings(12)
     assert skewed == {"batch_size": 32, "learning_rate": 1e-5}
     assert TrainingArgs(**skewed).batch_size == 32
+
+
+def test_what_is_no_finite_number_is_no_number():
+    rows = [
+        {"text": f"some words {n}", "target": value} for n, value in enumerate(("nan", "1", "inf", "1", "nan", "inf"))
+    ]
+    analysis = analyze_dataset(rows)
+    assert (analysis.competition_type, analysis.classes) == ("multiclass_classification", ["1", "inf", "nan"])
+    rows[2]["target"] = float("nan")
+    with pytest.raises(ValueError, match="the target 'target' is empty in row 3"):
+        analyze_dataset(rows)
