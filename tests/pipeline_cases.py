@@ -69,7 +69,7 @@ def assert_alike(ours, wanted):
         for a, b in zip(ours, wanted, strict=True):
             assert_alike(a, b)
     elif isinstance(wanted, float | np.floating):
-        assert ours == pytest.approx(float(wanted), rel=1e-6, abs=1e-5)
+        assert ours == pytest.approx(float(wanted), rel=1e-5, abs=1e-5)
     else:
         assert ours == wanted
 

@@ -17,10 +17,11 @@ import numpy as np
 from tokenizers import Encoding
 from tqdm.auto import tqdm
 
-from mlx_bert.checkpoint import CONFIG, float_dtype, read_json, ready_folder
+from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.data.groups import cap_tokens
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.inference.sentence_modules import ACTIVATIONS
 from mlx_bert.inference.settings import MODEL, read_module_list
 from mlx_bert.model import ENCODER_FOLDER, METADATA, BertWithHead
@@ -110,12 +111,9 @@ class CrossEncoder:
                 f"[CrossEncoder] {folder} has modules behind its Transformer that are not supported: "
                 f"{', '.join(kind for kind, _ in modules)}."
             )
-        dtype = float_dtype(dtype)
-        if dtype is None and mx.default_device() == mx.Device(mx.cpu):
-            dtype = mx.float32
         if activation_fn is None:
             activation_fn = stored_activation(folder)
-        model = load_classifier(backbone, dtype, num_labels)
+        model = load_classifier(backbone, compute_dtype(dtype), num_labels)
         return cls(model, Tokenizer.from_pretrained(backbone), activation_fn, max_length, max_query_length)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -17,10 +17,11 @@ import numpy as np
 from tokenizers import Encoding, normalizers
 from tqdm.auto import tqdm
 
-from mlx_bert.checkpoint import float_dtype, new_folder, ready_folder, write_json
+from mlx_bert.checkpoint import new_folder, ready_folder, write_json
 from mlx_bert.core import BertCore
 from mlx_bert.inference import similarity as similarities
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.inference.quantization import check_precision, quantize_embeddings
 from mlx_bert.inference.sentence_modules import POOLED, TOKENS, Features, Pooling, load_module, save_module
 from mlx_bert.inference.settings import EncoderSettings, read_module_list, read_settings
@@ -87,10 +88,7 @@ class SentenceEncoder:
         folder = ready_folder(source, revision)
         backbone, listed = read_module_list(folder)
         settings = read_settings(folder, backbone, settings)
-        dtype = float_dtype(dtype)
-        if dtype is None and mx.default_device() == mx.Device(mx.cpu):
-            dtype = mx.float32
-        core = BertCore.from_pretrained(backbone, dtype=dtype, compute_additional_pooling=False)
+        core = BertCore.from_pretrained(backbone, compute_dtype(dtype), compute_additional_pooling=False)
         modules = None if listed is None else [load_module(kind, path) for kind, path in listed]
         return cls(core, Tokenizer.from_pretrained(backbone), modules, settings)
 

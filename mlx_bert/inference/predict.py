@@ -17,7 +17,8 @@ import numpy as np
 from mlx_bert.checkpoint import ready_folder
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.pipelines import MultipleChoice, MultiTask, QuestionAnswering, TokenClassification
-from mlx_bert.inference.pipelines.base import READ_AHEAD, compute_dtype
+from mlx_bert.inference.pipelines.base import READ_AHEAD
+from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import Tokenizer
 

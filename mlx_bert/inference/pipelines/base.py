@@ -14,9 +14,10 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import Encoding
 
-from mlx_bert.checkpoint import CONFIG, float_dtype, read_json, ready_folder
+from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, Batch, Tokenizer
 
@@ -77,14 +78,22 @@ class Pipeline:
     ) -> Self:
         """Load a folder that we fine-tuned, a checkpoint of Hugging Face's task model, or a hub id.
 
+        Features and similarity take any encoder's folder too, several tasks a folder of
+        :class:`mlx_bert.multihead.MultiheadClassifier`.
+
         Raises:
             FileNotFoundError: no such model.
             ValueError: a model without a head for the task.
         """
+        pipeline = cls._load(source, compute_dtype(dtype), revision)
+        pipeline.batch_size = batch_size
+        return pipeline
+
+    @classmethod
+    def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
         folder = Path(source) if (Path(source) / METADATA).is_file() else ready_folder(source, revision)
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        model = cls._load_model(folder, compute_dtype(dtype))
-        return cls(model, Tokenizer.from_pretrained(folder), config=config, batch_size=batch_size)
+        return cls(cls._load_model(folder, dtype), Tokenizer.from_pretrained(folder), config)
 
     @classmethod
     def _load_model(cls, folder: Path, dtype: mx.Dtype | None) -> BertWithHead | BertCore:
@@ -174,14 +183,6 @@ class _Encoded:
 
     def encode(self, encodings: list[Encoding], pairs: None, max_length: None) -> list[Encoding]:
         return encodings
-
-
-def compute_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
-    """The type to load weights in; None as stored, but float32 on a CPU."""
-    dtype = float_dtype(dtype)
-    if dtype is None and mx.default_device() == mx.Device(mx.cpu):
-        return mx.float32
-    return dtype
 
 
 def apply_function(logits: np.ndarray, function: str) -> np.ndarray:

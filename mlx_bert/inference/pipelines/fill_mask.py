@@ -35,6 +35,7 @@ class FillMask(Pipeline):
         *,
         top_k: int = 5,
         targets: str | Sequence[str] | None = None,
+        max_length: int | None = None,
     ) -> Any:
         """Fill the mask tokens of texts.
 
@@ -42,6 +43,8 @@ class FillMask(Pipeline):
             inputs: a text, or a list or iterator of texts, each with at least one mask token.
             top_k: so many words for each place, best first.
             targets: only these words are considered. A word that is no token stands for its first token.
+            max_length: longer texts are cut to so many tokens, which must hold the masks; None for the tokenizer's
+                bound.
 
         Returns:
             ``{"score", "token", "token_str", "sequence"}`` for each word; a list of lists for several masks. A list of
@@ -52,15 +55,17 @@ class FillMask(Pipeline):
         """
         check_top_k(top_k)
         allowed = None if targets is None else self._targets([targets] if isinstance(targets, str) else targets)
-        results = self._each(inputs, isinstance(inputs, str), partial(self._fill, top_k=top_k, allowed=allowed))
+        run = partial(self._fill, top_k=top_k, allowed=allowed, max_length=max_length)
+        results = self._each(inputs, isinstance(inputs, str), run)
         return results[0] if isinstance(results, list) and isinstance(inputs, list) and len(inputs) == 1 else results
 
-    def _fill(self, texts: list[str], top_k: int, allowed: np.ndarray | None) -> list[Any]:
+    def _fill(self, texts: list[str], top_k: int, allowed: np.ndarray | None, max_length: int | None) -> list[Any]:
         mask = self.tokenizer.fast.id_to_token(self._mask_id)
         for text in check_texts(texts):
             if mask not in text:
                 raise ValueError(f"[pipeline] expected the mask token {mask} in {text!r:.60} but it is not there.")
-        return self._run(texts, self._masked, then=partial(self._filled, top_k=top_k, allowed=allowed))
+        then = partial(self._filled, top_k=top_k, allowed=allowed)
+        return self._run(texts, self._masked, max_length=max_length, then=then)
 
     def _masked(self, batch: Batch, encodings: list[Encoding]) -> mx.array:
         """Logits ``(B, P, V)`` of the masked places alone; rows with fewer of them repeat their last."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_bert.data.labels import LabelMap
 from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, read_multihead
-from mlx_bert.inference.pipelines.base import Pipeline, check_texts, check_top_k, compute_dtype
+from mlx_bert.inference.pipelines.base import Pipeline, check_texts, check_top_k
 from mlx_bert.inference.pipelines.text_classification import TextClassification, head_scores
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
@@ -61,26 +61,13 @@ class MultiTask(Pipeline):
                 )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        dtype: str | mx.Dtype | None = None,
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> Self:
-        """Load a folder of :class:`mlx_bert.multihead.MultiheadClassifier`, or of a model with such a head.
-
-        Raises:
-            FileNotFoundError: no such model.
-            ValueError: a model without a head for several tasks.
-        """
+    def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
         folder = Path(source)
         if not (folder / MULTIHEAD_CONFIG).is_file():
-            return super().from_pretrained(source, dtype, revision, batch_size)
-        model, tokenizer, saved = read_multihead(folder, compute_dtype(dtype))
+            return super()._load(source, dtype, revision)
+        model, tokenizer, saved = read_multihead(folder, dtype)
         labels = {task: LabelMap.from_dict(names).names for task, names in saved["labels"].items()}
-        length = saved["config"]["training"]["max_length"]
-        return cls(model, tokenizer, batch_size=batch_size, labels=labels, max_length=length)
+        return cls(model, tokenizer, labels=labels, max_length=saved["config"]["training"]["max_length"])
 
     def __call__(
         self,

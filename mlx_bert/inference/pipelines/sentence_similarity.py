@@ -33,19 +33,8 @@ class SentenceSimilarity(Pipeline):
         self.encoder = encoder
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        dtype: str | mx.Dtype | None = None,
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> Self:
-        """Load a sentence-transformers folder, any encoder's folder, or a hub id.
-
-        Raises:
-            FileNotFoundError: no such model.
-        """
-        return cls(SentenceEncoder.from_pretrained(source, dtype, revision), batch_size)
+    def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
+        return cls(SentenceEncoder.from_pretrained(source, dtype, revision))
 
     def __call__(self, inputs: Comparison | Sequence[Comparison] | Iterator[Comparison]) -> Any:
         """Compare.
