@@ -59,8 +59,12 @@ def _throughput(axes: Any, rows: Sequence[Row]) -> None:
 
 def _memory(axes: Any, rows: Sequence[Row]) -> None:
     calls = [row for row in rows if "calls" in row]
-    for name in ("active MB", "cache MB", "process MB"):
-        axes.plot([row["calls"] for row in calls], [row[name] for row in calls], marker="o", markersize=3, label=name)
+    threads = list(dict.fromkeys(row.get("threads", 1) for row in calls))
+    for number in threads:
+        own = [row for row in calls if row.get("threads", 1) == number]
+        for name in ("active MB", "cache MB", "process MB") if len(threads) == 1 else ("process MB",):
+            what = f"{name}, {number} threads" if len(threads) > 1 else name
+            axes.plot([row["calls"] for row in own], [row[name] for row in own], marker="o", markersize=3, label=what)
     axes.set(xlabel="calls of all lengths", ylabel="MB", ylim=(0, None))
     axes.legend(frameon=False)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -58,6 +59,33 @@ def test_check_says_what_does_not_compare(stored):
     assert [note.split()[0] for note in notes] == ["processor", "dtype", "float32", "float32"]
     with pytest.raises(ValueError, match=r"\[check\] expected a stored result of latency but got load"):
         check.check(stored, report.build("load", {}, []))
+
+
+def test_check_of_all_benchmarks(stored):
+    memory = report.build("memory", {}, [{"threads": n, "calls": 10, "process MB": 100.0} for n in (1, 4)])
+    old = report.build("all", {}, [], results=[stored, memory, report.build("load", {}, [])])
+    slow = copy.deepcopy(stored)
+    slow["rows"][0]["p50"] *= 2
+    large = copy.deepcopy(memory)
+    large["rows"][1]["process MB"] = 300.0
+    new = report.build("all", {}, [], results=[slow, large, report.build("train", {}, [])])
+    worse, notes = check.check(new, old)
+    assert worse == [
+        "latency, float32 8: p50 was 8 and is 16 (+100%).",
+        "memory, 4 10: process MB was 100 and is 300 (+200%).",
+    ]
+    assert notes == ["train: not in the stored result.", "load: not measured now."]
+
+
+def test_memory_is_drawn_by_threads():
+    rows = [{"threads": n, "calls": c, "process MB": 100.0 * n} for n in (1, 4) for c in (1, 10)]
+    axes = matplotlib.figure.Figure().subplots()
+    plots.DRAWN["memory"](axes, rows)
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    assert lines == {
+        "process MB, 1 threads": ([1, 10], [100.0, 100.0]),
+        "process MB, 4 threads": ([1, 10], [400.0, 400.0]),
+    }
 
 
 def test_check_on_the_command_line(tiny_bert_folder, tmp_path, capsys, stored):
