@@ -75,11 +75,12 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     args = {"output_dir": str(options.output), "epochs": options.epochs, "learning_rate": options.learning_rate}
     result = train_joint(model, train, validation, args, options.resume)
     columns = ("intent_loss", "intent_accuracy", "ner_loss", "ner_accuracy", "entity_f1")
-    print("epoch  train loss  " + "  ".join(columns))
+    print("epoch  rows        " + "  ".join(columns))
     for record in result.history["epochs"]:
-        values = [record.get(f"eval_{name}", float("nan")) for name in columns]
-        cells = "  ".join(f"{value:>{len(name)}.4f}" for name, value in zip(columns, values, strict=True))
-        print(f"{record['epoch']:>5}  {record['train_loss']:>10.4f}  {cells}")
+        for part, rows in (("train", "train"), ("eval", "validation")):
+            if f"{part}_loss" in record:
+                cells = "  ".join(f"{record[f'{part}_{name}']:>{len(name)}.4f}" for name in columns)
+                print(f"{record['epoch']:>5}  {rows:<10}  {cells}")
     for text, found in zip(UNSEEN, model.predict(UNSEEN), strict=True):
         shown = " ".join(f"{word}/{tag}" for word, tag in zip(found["words"], found["tags"], strict=True))
         print(f"{text!r}: {found['intent']} ({found['confidence']:.2f}), {shown}")

@@ -33,8 +33,10 @@ from mlx_bert.data.samplers import LengthBucketSampler
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.tokenizer import Batch, Tokenizer
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.objective import evaluate
 from mlx_bert.training.step import compiles
+from mlx_bert.training.train_metrics import TrainMetrics
 from mlx_bert.training.trainer import Trainer, TrainResult
 
 PARTS = ("all", "backbone", "intent", "ner")
@@ -252,13 +254,17 @@ class JointIntentNER(nn.Module):
 
         Raises:
             FileNotFoundError: files are missing.
-            ValueError: the weights do not fit.
+            ValueError: the settings cannot be used, or the weights do not fit.
         """
         folder = Path(folder)
         config = read_json(folder / CONFIG_FILE)
         core = BertCore.from_pretrained(folder / ENCODER_FOLDER)
         has_tokenizer = (folder / ENCODER_FOLDER / "tokenizer.json").is_file()
-        model = cls(core, Tokenizer.from_pretrained(folder) if has_tokenizer else None, **config)
+        tokenizer = Tokenizer.from_pretrained(folder) if has_tokenizer else None
+        try:
+            model = cls(core, tokenizer, **config)
+        except TypeError as error:
+            raise ValueError(f"[joint] {folder / CONFIG_FILE} cannot be used: {error}. Save the model again.") from None
         own = nn.Module()
         own.intent_head, own.ner_head = model.intent_head, model.ner_head
         load_strict(own, mx.load(str(folder / WEIGHTS_FILE), format="safetensors"), where="joint")
@@ -291,7 +297,7 @@ class JointObjective:
         return sum(counted, mx.array(0.0)), mx.array(float(batch["labels"]["intent"].shape[0]))
 
     def metrics(self, model: JointIntentNER, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
-        """Loss and accuracy of each task, by token for the tags, and and by word precision, recall and f1 of entities.
+        """Loss and accuracy of each task, by token for the tags; by word, precision, recall and f1 of entities.
 
         ``sentence_accuracy`` is the share of sentences of which the intent and the tags of all words are right.
         """
@@ -370,19 +376,29 @@ def train_joint(
     train: Sequence[Example],
     validation: Sequence[Example] | None = None,
     args: Mapping[str, Any] | None = None,
-    resume: bool = False,
+    resume: bool | str | Path = False,
+    evaluate_train: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train both heads and what of the encoder is not frozen.
 
     Rows with a tag are drawn more often than those without (5 to 3), with replacement; where all rows are of one kind,
-    an epoch takes each once. Without settings: AdamW with 5e-5 for the encoder
-    and 1e-3 for the heads, a cosine over the epochs, until the validation loss has not improved for 5 epochs.
+    an epoch takes each once. Without settings: AdamW with 5e-5 for the encoder and 1e-3 for the heads, a cosine over
+    the epochs, until the validation loss has not improved for 5 epochs.
 
     Args:
         model: it has the best weights afterwards.
         train, validation: rows for :func:`joint_examples`.
         args: settings of ``TrainingArgs`` that replace the defaults.
         resume: as for ``Trainer.train``.
+        evaluate_train: also measure the training rows at each epoch's end, which costs a pass over them.
+        callbacks: as for ``Trainer``.
+
+    Returns:
+        What the run came to; its records have the metrics of :class:`JointObjective` as ``train_*`` and ``eval_*``.
+
+    Raises:
+        ValueError: as :func:`joint_examples`, or wrong settings.
     """
     patience = {} if validation is not None else {"patience": 0}
     settings = TrainingArgs.from_dict({**DEFAULTS, **patience, **(args or {})})
@@ -398,7 +414,9 @@ def train_joint(
     )
     bound = model.bert.config.max_tokens
     collate = JointCollator(tokenizer.pad_id, tokenizer.padding_side, bound, exact=not compiles(settings))
+    measured = [TrainMetrics(examples)] if evaluate_train else []
     options = {"tokenizer": tokenizer, "collate": collate, "objective": JointObjective(), "sampler": sampler}
+    options["callbacks"] = [*measured, *callbacks]
     return Trainer(model, settings, examples, held_out, **options).train(resume)
 
 

@@ -176,7 +176,9 @@ def test_it_learns_saves_and_loads(compact, tmp_path):
     assert result.metrics["intent_accuracy"] == 1
     assert result.metrics["entity_f1"] > 0.9
     record = result.history["epochs"][0]
-    assert {"eval_intent_loss", "eval_ner_loss", "eval_ner_accuracy", "eval_entity_f1"} <= record.keys()
+    names = {"intent_loss", "intent_accuracy", "ner_loss", "ner_accuracy", "entity_f1"}
+    assert {f"{part}_{name}" for part in ("train", "eval") for name in names} <= record.keys()
+    assert record["train_intent_loss"] != record["eval_intent_loss"]
     texts = ["fly to  são paulo by noon", "", "play music at 6pm"]
     held_out = evaluate_joint(model, rows(20, seed=1), batch_size=8)
     for name, value in result.metrics.items():
@@ -191,6 +193,10 @@ def test_it_learns_saves_and_loads(compact, tmp_path):
     again = JointIntentNER.from_pretrained(tmp_path / "best_model")
     assert [item["tags"] for item in again.predict(texts)] == [item["tags"] for item in found]
     assert (again.intents, again.tags, again.sentence) == (model.intents, TAGS, "pooler")
+    config = json.loads((tmp_path / "best_model" / "joint_config.json").read_text())
+    (tmp_path / "best_model" / "joint_config.json").write_text(json.dumps({**config, "colour": 1}))
+    with pytest.raises(ValueError, match=r"joint_config.json cannot be used: .*colour"):
+        JointIntentNER.from_pretrained(tmp_path / "best_model")
     assert model.predict([]) == []
     assert model.predict("fly " * 80)[0]["tags"][-1] == "O"  # cut off
 

@@ -13,6 +13,8 @@ from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.feed import Feed, default_collator
+from mlx_bert.training.objective import HeadObjective, evaluate
 from mlx_bert.training.trainer import Trainer, TrainResult
 
 ID_KEYS = ("input_ids", "attention_mask", "token_type_ids")
@@ -109,9 +111,14 @@ class EnhancedTrainer:
         return run.train(resume)
 
     def evaluate(self, dataset: Dataset) -> dict[str, float]:
-        """Loss and metrics of the model as it is."""
+        """Loss and metrics of the model as it is, before or after training.
+
+        Raises:
+            ValueError: data that are neither examples nor batches, or are empty.
+        """
         examples = examples_of(dataset)
-        return Trainer(self.model, self.args, examples, examples, self.tokenizer).evaluate()
+        feed = Feed(self.args, examples, examples, self.tokenizer, default_collator(self.model, self.tokenizer))
+        return evaluate(self.model.eval(), HeadObjective(), feed.eval_batches())[0]
 
 
 def examples_of(dataset: Dataset) -> list[Example]:

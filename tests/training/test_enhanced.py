@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 from mlx_bert.data.collate import Collator, tokenize_examples
 from mlx_bert.model import BertWithHead
 from mlx_bert.training.enhanced import EnhancedTrainer, examples_of
+from mlx_bert.training.lora import lora_layers
 
 
 def weights(model):
@@ -126,3 +127,16 @@ def test_resume(toy, data, tmp_path):
     again.train(data, resume=True)  # from checkpoint_4 of 6 updates
     for name, array in weights(whole.model).items():
         np.testing.assert_array_equal(weights(again.model)[name], array, err_msg=name)
+
+
+def test_evaluating_changes_nothing(toy, data, tmp_path):
+    model = toy.model()
+    trainer = EnhancedTrainer(model, tmp_path / "run", num_epochs=1, progress=False, lora="*.qkv", freeze="none")
+    before = trainer.evaluate(data[:9])
+    assert lora_layers(model) == {}  # adapters come with the training
+    result = trainer.train(data, data[:9])
+    assert lora_layers(model)
+    assert trainer.evaluate(data[:9]) == pytest.approx(result.metrics)
+    assert before.keys() == result.metrics.keys()
+    with pytest.raises(ValueError, match="expected at least one example"):
+        trainer.evaluate([])
