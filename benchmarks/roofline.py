@@ -105,7 +105,8 @@ def layer_windows(config: EncoderConfig) -> list[int | None]:
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return [None] * config.num_hidden_layers
-    window = 2 * (config.local_attention // 2) + 1
+    width = getattr(config, "local_attention", None) or config.sliding_window  # ModernBERT's name, Gemma's
+    window = 2 * (width // 2) + 1
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 

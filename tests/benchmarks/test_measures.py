@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import corpus, devices, report, roofline, timing
 from mlx_bert.core import BertCore
+from mlx_bert.encoders import ENCODERS
 
 BERT = {
     "model_type": "bert",
@@ -99,6 +100,22 @@ def test_this_machine(monkeypatch):
     machine = devices.this_machine()
     assert (machine.processor, machine.gpu_cores, machine.power) == ("Apple M4 Pro", 16, "battery")
     assert (machine.nominal["bandwidth_gb_s"], machine.nominal["gpu_cores"]) == (273, 16)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("modernbert", {"local_attention": 8}),
+        ("gemma3_text", {"sliding_window": 8, "use_bidirectional_attention": True, "head_dim": 8}),
+        ("eurobert", {}),
+    ],
+)
+def test_windows_of_local_layers(model_type, settings):
+    config = ENCODERS[model_type].Config.from_dict({"model_type": model_type, "num_hidden_layers": 6, **settings})
+    kinds = getattr(config, "layer_types", ["full_attention"] * 6)
+    expected = [9 if kind == "sliding_attention" else None for kind in kinds]
+    assert roofline.layer_windows(config) == expected
+    assert (9 in expected) == bool(settings)
 
 
 @pytest.mark.parametrize(
