@@ -19,7 +19,8 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks import report
-from benchmarks.accuracy_recipes import LAYOUT, RECIPES, Context, Recipe
+from benchmarks.accuracy_data import LAYOUT, Context, Recipe
+from benchmarks.accuracy_recipes import RECIPES
 from benchmarks.models import find_model, label
 
 KEY = ("data", "recipe", "figure")

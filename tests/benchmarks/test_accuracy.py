@@ -2,12 +2,16 @@
 
 import json
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import accuracy, report
 from benchmarks.__main__ import main
-from benchmarks.accuracy_recipes import LAYOUT, RECIPES, Context, Figure, Recipe
+from benchmarks.accuracy_data import LAYOUT, Context, Figure, Recipe
+from benchmarks.accuracy_frozen import Frozen, pearson
+from benchmarks.accuracy_recipes import RECIPES, nearest
 
 GOOD, BAD = ["good", "great", "nice"], ["bad", "awful", "sad"]
 
@@ -23,6 +27,8 @@ def row_of(data: str, random: random.Random) -> dict:
         "goemotions": {"text": text, "labels": [("joy", "grief")[kind], words[1]]},
         "emobank": {"text": text, "targets": [3.0 + kind, random.random(), random.random()]},
         "wnut17": {"tokens": words, "tags": tags},
+        "codah": {"question": words[0], "choices": [words[1], *GOOD], "label": kind},
+        "squad11": {"question": "what is it", "context": text, "answers": {"text": [words[1]], "answer_start": [4]}},
         "stsb": {"text_a": text, "text_b": f"a {words[1]}", "score": 5 * random.random()},
         "snips_joint": {"text": text, "tokens": words, "tags": tags, "label": ("play", "book")[kind]},
     }[data]
@@ -56,6 +62,27 @@ def test_every_recipe(tiny_bert_folder, data, tmp_path):
     multihead = [key[1:] for key in found if key[0] == "multihead"]
     assert multihead == [key[1:] for key in found if key[0].startswith("head-")]
     assert found["joint", "snips_joint", "entity_f1"]["reference"] == 0.946
+    assert found["questions", "squad11", "F1"]["reference"] == 0.202
+    assert all(row["reference"] is not None for row in rows)
+
+
+def test_the_nearest_end_is_right_where_it_is_the_text_itself(tiny_bert_folder):
+    rows = [
+        {"text": "the dog is good", "choices": ["awful book", "the dog is good", "a movie"], "labels": 1},
+        {"text": "the movie is sad", "choices": ["the movie is sad", "great dog", "a book"], "labels": 1},
+    ]
+    assert nearest(str(tiny_bert_folder), rows) == 0.5
+
+
+def test_correlation_of_each_target():
+    wanted = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 5.0]])
+    assert pearson(wanted * [10, -1] + 3, wanted) == pytest.approx([1, -1])
+
+
+def test_embeddings_are_means_of_the_tokens_of_length_one():
+    rows = [{"hidden_states": np.array([[3.0, 0.0], [3.0, 8.0]], np.float32)}, {"hidden_states": np.ones((1, 2))}]
+    frozen = Frozen(Context("", Path(), Path(), "float32", None), "some", None, {"test": rows})
+    assert frozen.embeddings("test") == pytest.approx(np.array([[0.6, 0.8], [0.5**0.5, 0.5**0.5]]))
 
 
 def test_rows_are_kept_as_they_come_and_replaced(tiny_bert_folder, data, tmp_path, monkeypatch, capsys):
