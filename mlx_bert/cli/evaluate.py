@@ -21,8 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_bert.cli.data_options import SOURCES, add_data_arguments, read_rows_of
-from mlx_bert.cli.embedding_data import add_score_arguments
-from mlx_bert.cli.head_data import KIND_OF_HEAD, add_window_arguments, collator_of, measured_examples
+from mlx_bert.cli.embedding_data import add_score_arguments, read_texts
+from mlx_bert.cli.head_data import (
+    EMBEDDERS,
+    KIND_OF_HEAD,
+    add_window_arguments,
+    collator_of,
+    kind_of_head,
+    measured_examples,
+)
 from mlx_bert.cli.model_kind import (
     CROSS_ENCODER,
     EMBEDDING,
@@ -90,10 +97,12 @@ def head_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     head = str(model.head.head_type)
     if head not in KIND_OF_HEAD:
         raise ValueError(f"[evaluate] expected a head of {', '.join(KIND_OF_HEAD)} but {folder} has {head}.")
-    kind = KIND_OF_HEAD[head]
-    rows = read_rows_of(args.data, kind, args)
+    kind = kind_of_head(head, args.data, args)
+    rows = read_texts(args.data, kind, args) if kind == "scored_pair" else read_rows_of(args.data, kind, args)
     labels = None
-    if kind in ("class", "multilabel", "tagging"):
+    if head in EMBEDDERS:
+        labels = LabelMap.from_labels([row["label"] for row in rows]) if kind == "class" else None
+    elif kind in ("class", "multilabel", "tagging"):
         count = model.head.config.output_size
         labels = LabelMap.from_dict(model.id2label or {index: str(index) for index in range(count)})
     measured = measured_examples(kind, rows, labels, tokenizer, args, args.max_length, args.data)
@@ -102,6 +111,8 @@ def head_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         model, measured.objective, examples, collator_of(kind, model, tokenizer, True), args
     )
     report: dict[str, Any] = {"examples": len(rows), "metrics": metrics}
+    if head in EMBEDDERS:
+        return report
     if kind == "class":
         report |= class_report(outputs["predictions"].reshape(-1), targets, labels.names)
     elif kind == "multilabel":
@@ -171,7 +182,7 @@ def tasks_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def embedding_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """How well embeddings agree with scores, or tell positives from negatives."""
-    from mlx_bert.cli.embedding_data import evaluator_of, read_texts
+    from mlx_bert.cli.embedding_data import evaluator_of
     from mlx_bert.inference.encode import SentenceEncoder
 
     settings = {} if args.max_length is None else {"max_seq_length": args.max_length}
@@ -184,7 +195,6 @@ def cross_encoder_report(folder: str, args: argparse.Namespace) -> dict[str, Any
     """How a cross-encoder scores pairs, or ranks the documents of queries."""
     import numpy as np
 
-    from mlx_bert.cli.embedding_data import read_texts
     from mlx_bert.cli.train_cross_encoder import pairs_kind
     from mlx_bert.data.groups import as_groups
     from mlx_bert.data.labels import LabelMap

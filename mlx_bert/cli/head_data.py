@@ -6,19 +6,35 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+BY_COLUMNS = "by_columns"  # what the columns of the data say
 # What an example is for each head (a key of mlx_bert.data.kinds.KINDS).
 KIND_OF_HEAD = {
     "multiclass_classification": "class",
     "binary_classification": "class",
     "text_classification": "class",
     "ordinal_regression": "class",
+    "ensemble": "class",
+    "hierarchical": "class",
+    "time_series_classification": "class",
     "multilabel_classification": "multilabel",
     "regression": "number",
+    "time_series_regression": "number",
     "token_classification": "tagging",
     "question_answering": "question_answering",
     "multiple_choice": "multiple_choice",
+    "ranking": "ranking",
+    "text_similarity": "scored_pair",
+    "metric_learning": "class",
+    "contrastive": BY_COLUMNS,
 }
 WINDOWED = ("tagging", "question_answering")
+EMBEDDERS = ("contrastive", "metric_learning")  # classes say which texts belong together, the head does not name them
+# Kinds of rows of several texts, each read by itself -> the roles of the texts.
+SEVERAL_TEXTS = {
+    "scored_pair": ("text", "text_pair"),
+    "positive_pair": ("anchor", "positive"),
+    "triplet": ("anchor", "positive", "negative"),
+}
 METRICS = {"question_answering": "f1", "multiple_choice": "accuracy"}
 
 
@@ -51,6 +67,21 @@ def add_window_arguments(group: Any) -> None:
     )  # fmt: skip
 
 
+def kind_of_head(head: str, source: str, args: argparse.Namespace) -> str:
+    """What an example is for a head; for one that takes several kinds, what the columns of the data say."""
+    from mlx_bert.cli.embedding_data import texts_kind
+    from mlx_bert.data.kinds import FIRST, LABEL, SECOND, TEXT
+    from mlx_bert.data.sources import read_rows
+
+    if KIND_OF_HEAD[head] != BY_COLUMNS:
+        return KIND_OF_HEAD[head]
+    present = {*read_rows(source).columns, *(args.columns or {})}
+    labelled = args.label_column or present & {*LABEL.columns}
+    if labelled and present & {*TEXT.columns, *FIRST.columns, args.text_column} and not present & {*SECOND.columns}:
+        return "class" if not args.pair_column else "scored_pair"
+    return texts_kind(source, args)
+
+
 def windows_of(
     kind: str, rows: Sequence[dict], labels: Any, tokenizer: Any, args: argparse.Namespace, max_length: int | None,
     every_token: bool = False, keep: bool = False,
@@ -77,7 +108,41 @@ def training_examples(
         return windows_of(kind, rows, labels, tokenizer, args, max_length, every_token)
     if kind in ("class", "multilabel"):
         return encode_labels(rows, labels, kind == "multilabel", name)
+    if kind == "ranking":
+        return [{"line": row["line"], "text": row["query"], "choices": row["documents"], "labels": row["labels"]}
+                for row in rows]  # fmt: skip
+    if kind in SEVERAL_TEXTS:
+        return several_texts(rows, kind, tokenizer, max_length, name)
     return [{**row, "labels": row["label"]} for row in rows]
+
+
+def several_texts(
+    rows: Sequence[dict], kind: str, tokenizer: Any, max_length: int | None, name: str
+) -> list[dict[str, Any]]:
+    """Examples of several texts, each a row of ids of its own; ``labels`` is the score, or 0 where there is none.
+
+    Raises:
+        ValueError: rows with different numbers of negatives.
+    """
+    import numpy as np
+
+    from mlx_bert.data.sources import Problems
+
+    texts, problems = [], Problems(name)
+    for row in rows:
+        parts = [row[role] for role in SEVERAL_TEXTS[kind]]
+        texts.append([text for part in parts for text in ([part] if isinstance(part, str) else part)])
+        if len(texts[-1]) != len(texts[0]):
+            problems.add(row["line"], f"expected {len(texts[0])} texts as in the first row but got {len(texts[-1])}")
+    problems.raise_if_any()
+    encodings = iter(tokenizer.encode([text for each in texts for text in each], max_length=max_length))
+    examples = []
+    for row, each in zip(rows, texts, strict=True):
+        own = [next(encodings) for _ in each]
+        ids, types = ([np.array(getattr(e, field), dtype=np.int32) for e in own] for field in ("ids", "type_ids"))
+        label = float(row["score"]) if "score" in row else 0
+        examples.append({"line": row["line"], "input_ids": ids, "token_type_ids": types, "labels": label})
+    return examples
 
 
 def measured_examples(
@@ -105,6 +170,11 @@ def collator_of(kind: str, model: Any, tokenizer: Any, exact: bool) -> Any:
     from mlx_bert.training.feed import default_collator
     from mlx_bert.training.long_texts import WindowCollator
 
+    if kind == "ranking":
+        from mlx_bert.data.collate import ListCollator
+
+        bound = model.bert.config.max_tokens
+        return ListCollator(tokenizer.pad_id, tokenizer.padding_side, max_length=bound, exact=exact)
     if kind not in WINDOWED:
         return default_collator(model, tokenizer, exact)
     return WindowCollator(

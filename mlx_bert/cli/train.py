@@ -7,7 +7,13 @@ datasets saved, or data sets of the hub (hub:NAME[:CONFIG][@SPLIT]). Bad rows ar
 tasks, and what a row has (other columns: --text-column, --label-column, --column ROLE=NAME):
   multiclass_classification, binary_classification, text_classification, ordinal_regression    text, label
   multilabel_classification    text, label (names joined by |, a list, or columns of 0 and 1)
+  ensemble, time_series_classification, metric_learning    text, label
+  hierarchical                 text, label (a node of the tree in --head-option hierarchy={"parent": ["child", ...]})
   regression                   text, label (a number, a list, or several columns)
+  time_series_regression       text, label (the next values: a number, a list, or several columns)
+  ranking                      query, documents, labels (their relevance); or a document a row, or pos and neg
+  text_similarity              text, text_pair, score
+  contrastive                  text, label; or anchor, positive, maybe negative; or text, text_pair, score
   token_classification         tokens, tags (one per token)
   question_answering           question, context, answers (text and answer_start, none for "no answer")
   multiple_choice              question, choices, label
@@ -85,7 +91,7 @@ ONLY = {
     "mask_probability": ("train_masked_lm",),
     "whole_words": ("train_masked_lm",),
     "batch_sampler": ("train_embedding",),
-    "largest_score": ("train_embedding", "train_cross_encoder"),
+    "largest_score": ("train_head", "train_embedding", "train_cross_encoder"),
     "max_answer_length": ("train_head",),
     "task_sampling": ("train_multi_task",),
     "eval_size": ("train_head", "train_multi_task", "train_embedding", "train_cross_encoder", "train_masked_lm"),

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from mlx_bert.cli.data_options import read_rows_of
+from mlx_bert.cli.embedding_data import read_texts
 from mlx_bert.cli.head_data import (
+    EMBEDDERS,
     KIND_OF_HEAD,
     METRICS,
     WINDOWED,
     collator_of,
+    kind_of_head,
     label_names,
     measured_examples,
     training_examples,
 )
 
+WEIGHTED = ("binary_classification", "multiclass_classification", "text_classification", "ensemble",
+            "time_series_classification", "ordinal_regression", "multilabel_classification")  # fmt: skip
 HEAD_OPTIONS = ("task", "pooling", "hidden_sizes", "dropout", "labels", "class_weights", "crf", "head_options")
 
 
@@ -37,9 +42,11 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     source = args.model
     base, folder = _starting_point(args)
     head = str(base.head.head_type) if base else (args.task or "multiclass_classification")
-    kind = KIND_OF_HEAD[head]
+    kind = kind_of_head(head, args.train, args)
+    if args.largest_score != 1 and kind != "scored_pair":
+        raise ValueError("[train] expected --largest-score with pairs that have a score. Leave it out.")
     rows, held_out, where = read_parts(args, kind, settings.seed)
-    names = _names(args, kind, rows, base)
+    names = _names(args, head, kind, [*rows, *held_out] if head in EMBEDDERS else rows, base)
     labels = None if names is None else LabelMap(tuple(names))
     tokenizer = Tokenizer.from_pretrained(_encoder_folder(folder))
     crf = args.crf if base is None else bool(base.head.config.extra.get("use_crf"))
@@ -76,18 +83,23 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     print_summary(trainer, lines, "windows" if kind in WINDOWED else "examples")
     resolved: dict[str, Any] = {"model": source}
     if base is None:
-        resolved |= {"task": head, "labels": names, "dropout": model.head.config.dropout_prob}
+        resolved |= {
+            "task": head,
+            "labels": None if head in EMBEDDERS else names,
+            "dropout": model.head.config.dropout_prob,
+        }
         resolved |= {} if kind in WINDOWED else {"pooling": str(model.head.config.pooling_type)}
-    return run(trainer, args, resolved, _try_it(kind, settings.output_dir))
+    return run(trainer, args, resolved, _try_it(head, kind, settings.output_dir))
 
 
 def read_parts(args: argparse.Namespace, kind: str, seed: int) -> tuple[Any, Any, str]:
     """Training rows, evaluation rows, and where the latter come from."""
     from mlx_bert.data.splits import split_examples
 
-    rows = read_rows_of(args.train, kind, args)
+    read = read_texts if kind == "scored_pair" else read_rows_of
+    rows = read(args.train, kind, args)
     if args.eval:
-        return rows, read_rows_of(args.eval, kind, args), args.eval
+        return rows, read(args.eval, kind, args), args.eval
     strata = [str(row["label"]) if kind == "class" else None for row in rows]
     split = split_examples(strata, args.eval_size, 0.0, seed=seed)
     parts = [type(rows)([rows[place] for place in places], rows.classes) for places in (split.train, split.validation)]
@@ -125,12 +137,18 @@ def _encoder_folder(source: str) -> Any:
     return Path(source) if (Path(source) / "bert").is_dir() else ready_folder(source)
 
 
-def _names(args: argparse.Namespace, kind: str, rows: Any, base: Any) -> list[str] | None:
+def _names(args: argparse.Namespace, head: str, kind: str, rows: Any, base: Any) -> list[str] | None:
     """The names of the classes, in the order of their ids."""
+    if head == "hierarchical" and not base:
+        return _nodes(args)
     if kind not in ("class", "multilabel", "tagging"):
         if args.labels:
             raise ValueError(f"[train] expected no --labels for examples of the kind {kind}. Leave them out.")
         return None
+    if head in EMBEDDERS:
+        if args.labels:
+            raise ValueError(f"[train] expected no --labels with {head}, which does not name classes. Leave them out.")
+        return sorted({row["label"] for row in rows})
     if base is not None:
         count = base.head.config.output_size
         return [(base.id2label or {}).get(number, str(number)) for number in range(count)]
@@ -145,11 +163,29 @@ def _names(args: argparse.Namespace, kind: str, rows: Any, base: Any) -> list[st
     return names
 
 
+def _nodes(args: argparse.Namespace) -> list[str]:
+    """The labels of the tree that a hierarchical head is given, in the order of their ids."""
+    from heads.hierarchical import LabelTree
+
+    options = args.head_options or {}
+    if not isinstance(options.get("hierarchy"), dict):
+        raise ValueError(
+            "[train] expected the tree of the labels with hierarchical but got none. Give it: --head-option "
+            """'hierarchy={"animal": ["cat", "dog"], "plant": ["tree"]}'."""
+        )
+    tree = LabelTree(options["hierarchy"], options.get("label_to_idx"))
+    names = sorted(tree.index, key=tree.index.__getitem__)
+    if args.labels and args.labels != names:  # a run's own options have them
+        raise ValueError("[train] expected no --labels with hierarchical: they are those of the tree. Leave them out.")
+    return names
+
+
 def _new_model(args: argparse.Namespace, head: str, kind: str, labels: Any, examples: list[dict[str, Any]]) -> Any:
     """An encoder with a new head for these labels."""
     import numpy as np
 
-    from mlx_bert.data.labels import class_weights
+    from mlx_bert.cli.train_run import encoder_config
+    from mlx_bert.data.labels import class_weights, positive_weights
     from mlx_bert.factory import create_bert_with_head
 
     if head == "binary_classification" and len(labels) != 2:
@@ -167,21 +203,32 @@ def _new_model(args: argparse.Namespace, head: str, kind: str, labels: Any, exam
             raise ValueError(f"[train] expected token_classification with --crf but got {head}.")
         options["use_crf"] = True
     count = len(labels) if labels is not None else 1
-    if kind == "number":
+    if head == "regression":
         options["num_targets"] = _targets(examples)
+    elif head == "time_series_regression":
+        options["forecast_horizon"] = _targets(examples)
+    elif head == "ensemble" and (members := (args.head_options or {}).get("num_heads")):
+        options["ensemble_size"] = members  # else the recommended one contradicts it
+    elif head == "text_similarity":
+        count = encoder_config(args.model).hidden_size
     if args.class_weights:
-        if kind != "class" or head == "ordinal_regression":
-            raise ValueError(f"[train] expected a classification into classes with --class-weights but got {head}.")
-        counts = np.bincount([example["labels"] for example in examples], minlength=count)
-        options["class_weights"] = class_weights(counts)
+        if head not in WEIGHTED:
+            raise ValueError(f"[train] expected a task of {', '.join(WEIGHTED)} with --class-weights but got {head}.")
+        if kind == "multilabel":
+            counts = np.sum([example["labels"] for example in examples], axis=0)
+            options["pos_weight"] = positive_weights(counts, len(examples))
+        else:
+            options["class_weights"] = class_weights(
+                np.bincount([example["labels"] for example in examples], minlength=count)
+            )
     model = create_bert_with_head(
         bert_name=args.model,
         head_type=head,
         num_labels=count,
-        id2label=None if labels is None else labels.to_dict(),
+        id2label=None if labels is None or head in EMBEDDERS else labels.to_dict(),
         **{**options, **(args.head_options or {})},
     )
-    if kind == "number":
+    if head == "regression":
         targets = np.array([np.ravel(example["labels"]) for example in examples], dtype=np.float64)
         spread = np.where(targets.std(axis=0) > 0, targets.std(axis=0), 1.0)
         model.head.set_target_normalization(targets.mean(axis=0).tolist(), spread.tolist())
@@ -200,8 +247,10 @@ def _sizes(text: str | None) -> list[int]:
         raise ValueError(f"[train] expected --hidden-sizes such as 384 or 384,128 but got {text!r}.") from None
 
 
-def _try_it(kind: str, output: str) -> str | None:
+def _try_it(head: str, kind: str, output: str) -> str | None:
     """A command for the kinds that a text alone is not enough for."""
     if kind in ("question_answering", "multiple_choice"):
         return f"mlx-bert predict --model {output} --input questions.jsonl"
+    if head in ("ranking", "text_similarity"):
+        return f"mlx-bert predict --model {output} --input {'queries' if head == 'ranking' else 'pairs'}.jsonl"
     return None

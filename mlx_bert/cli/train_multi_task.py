@@ -118,8 +118,7 @@ def _trained_layers(settings: Any, count: int) -> int | None:
 
 def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) -> dict[str, Any]:
     """The classifier's settings from those of the command."""
-    from mlx_bert.checkpoint import read_json, ready_folder
-    from mlx_bert.encoders import find_encoder
+    from mlx_bert.cli.train_run import encoder_config
 
     if args.pooling and args.pooling not in POOLINGS:
         raise ValueError(
@@ -152,8 +151,7 @@ def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) 
         sizes = {part.strip() for part in str(args.hidden_sizes).split(",")}
         if len(sizes) != 1 or not min(sizes).isdecimal():
             raise ValueError(f"[train] expected equal --hidden-sizes with several tasks but got {args.hidden_sizes!r}.")
-        config = read_json(ready_folder(args.model) / "config.json")
-        width = find_encoder(config).Config.from_dict(config).hidden_size
+        width = encoder_config(args.model).hidden_size
         head["hidden_layers"] = len(str(args.hidden_sizes).split(","))
         head["hidden_multiplier"] = (int(min(sizes)) + 1e-6) / width
     sampling = "proportional" if args.task_sampling == "dynamic" else args.task_sampling

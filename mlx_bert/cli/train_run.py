@@ -12,7 +12,8 @@ from mlx_bert.cli.config_file import CONFIG_FILE, resolved
 
 SHOWN_LABELS = 12
 COLUMNS = ("accuracy", "f1_macro", "entity_f1", "exact_match", "f1", "rmse", "r2", "qwk", "spearman_cosine",
-           "cosine_accuracy", "cosine_ndcg@10", "ndcg@10", "average_precision", "spearman", "perplexity")  # fmt: skip
+           "cosine_accuracy", "recall@1", "cosine_ndcg@10", "ndcg@10", "average_precision", "spearman",
+           "perplexity")  # fmt: skip
 
 
 def callbacks() -> list[Any]:
@@ -20,6 +21,15 @@ def callbacks() -> list[Any]:
     from mlx_bert.training.callbacks import EpochTable
 
     return [EpochTable(COLUMNS)]
+
+
+def encoder_config(source: str) -> Any:
+    """The config of the encoder of a folder or hub id."""
+    from mlx_bert.checkpoint import read_json, ready_folder
+    from mlx_bert.encoders import find_encoder
+
+    config = read_json(ready_folder(source) / "config.json")
+    return find_encoder(config).Config.from_dict(config)
 
 
 def model_line(source: str, core: Any) -> str:
@@ -61,6 +71,15 @@ def print_summary(trainer: Any, lines: dict[str, str], unit: str = "examples") -
     print(flush=True)
 
 
+def report_stop(world: Any, stopped: Any) -> int:
+    """Say where an interrupted run is saved, on rank 0, and return the exit code."""
+    if world.is_main:
+        print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
+              file=sys.stderr)  # fmt: skip
+    world.barrier()  # a launcher ends the other ranks when one ends: let it be said first
+    return 130
+
+
 def run(trainer: Any, args: argparse.Namespace, extra: dict[str, Any] | None = None, try_it: str | None = None) -> int:
     """Train, write the resolved options beside the checkpoints, print the result and return the exit code.
 
@@ -85,11 +104,7 @@ def run(trainer: Any, args: argparse.Namespace, extra: dict[str, Any] | None = N
     try:
         result = trainer.train(resume=args.resume)
     except TrainingInterrupted as stopped:
-        if trainer.world.is_main:
-            print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
-                  file=sys.stderr)  # fmt: skip
-        trainer.world.barrier()  # a launcher ends the other ranks when one ends: let it be said first
-        return 130
+        return report_stop(trainer.world, stopped)
     if not trainer.world.is_main:
         return 0
     print()

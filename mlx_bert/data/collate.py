@@ -201,6 +201,30 @@ class PartsCollator(Collator):
         return {"parts": parts, **({"labels": stack_labels([e["labels"] for e in examples])} if labelled else {})}
 
 
+class ListCollator(Collator):
+    """Pads lists of texts, such as the documents of queries, to the same number of items."""
+
+    def __call__(self, examples: Sequence[Example]) -> Arrays:
+        """Batch examples whose ``input_ids`` are lists of any number of texts, and ``labels`` a number for each.
+
+        Returns:
+            As :class:`Collator` for groups ``(B, N, L)``. ``attention_mask`` is always there, and all False for the
+            items that a list does not have; their label is 0.
+        """
+        count = max(len(example["input_ids"]) for example in examples)
+        empty, filled = np.zeros(0, dtype=np.int32), []
+        for example in examples:
+            more = count - len(example["input_ids"])
+            filled.append({"input_ids": [*example["input_ids"], *[empty] * more]})
+            if "token_type_ids" in example:
+                filled[-1]["token_type_ids"] = [*example["token_type_ids"], *[empty] * more]
+            if "labels" in example:
+                filled[-1]["labels"] = np.pad(np.asarray(example["labels"], dtype=np.float32), (0, more))
+        batch = super().__call__(filled)
+        batch.setdefault("attention_mask", mx.ones(batch["input_ids"].shape, mx.bool_))
+        return batch
+
+
 def stack_labels(labels: Sequence[Any]) -> Any:
     """``(B, ...)`` from one label per example: int32 for whole numbers, float32 for others, a dict for dicts."""
     if isinstance(labels[0], Mapping):

@@ -1,0 +1,95 @@
+"""Predicting with heads that compare texts: documents in order, similarities of pairs, embeddings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def vector_predictor(folder: str, args: argparse.Namespace) -> tuple[str, Callable[[Rows], Rows]]:
+    """What a model reads whose head compares texts (a kind of examples), and how it makes rows of them.
+
+    Args:
+        folder: of the model.
+        args: the command line.
+
+    Raises:
+        ValueError: a head that ranks without ``--input``.
+    """
+    from mlx_bert.model import BertWithHead
+    from mlx_bert.tokenizer import Tokenizer
+
+    model, tokenizer = BertWithHead.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    if str(model.head.head_type) == "ranking":
+        if not args.input:
+            raise ValueError("[predict] expected --input with queries and documents to rank but got none. Give a file.")
+        return "ranking", lambda rows: _ranked(model, tokenizer, rows, args)
+    if args.pair_column:
+        return "scored_pair", lambda rows: _similar(model, tokenizer, rows, args)
+    return "text", lambda rows: _embedded(model, tokenizer, rows, args)
+
+
+def _embedded(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) -> Rows:
+    """Texts with the embeddings that the head gives them."""
+    vectors = _head_outputs(model, tokenizer, [row["text"] for row in rows], "embeddings", args)
+    return [{"text": row["text"], "embedding": vector.tolist()} for row, vector in zip(rows, vectors, strict=True)]
+
+
+def _ranked(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) -> Rows:
+    """Queries with their documents, the best first, and the score of each."""
+    pairs = [(row["query"], document) for row in rows for document in row["documents"]]
+    texts, documents = zip(*pairs, strict=True)
+    scores = iter(_head_outputs(model, tokenizer, texts, "scores", args, documents))
+    ranked = []
+    for row in rows:
+        scored = sorted(((float(next(scores)), text) for text in row["documents"]), key=lambda each: -each[0])
+        ranked.append(
+            {
+                "query": row["query"],
+                "documents": [text for _, text in scored],
+                "document_scores": [score for score, _ in scored],
+            }
+        )
+    return ranked
+
+
+def _similar(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) -> Rows:
+    """Pairs with the similarity that the head gives them."""
+    import mlx.core as mx
+    import numpy as np
+
+    sides = [
+        np.stack(_head_outputs(model, tokenizer, [row[role] for row in rows], "embeddings", args))
+        for role in ("text", "text_pair")
+    ]
+    if str(model.head.head_type) == "text_similarity":
+        scores = np.array(model.head._pair(*map(mx.array, sides))["similarity_score"])
+    else:
+        first, second = (side / np.linalg.norm(side, axis=-1, keepdims=True).clip(1e-12) for side in sides)
+        scores = (first * second).sum(-1)
+    return [
+        {"text": row["text"], "text_pair": row["text_pair"], "score": float(score)}
+        for row, score in zip(rows, scores, strict=True)
+    ]
+
+
+def _head_outputs(
+    model: Any, tokenizer: Any, texts: Sequence[str], name: str, args: argparse.Namespace,
+    pairs: Sequence[str] | None = None,
+) -> list[Any]:  # fmt: skip
+    """One output of the head for each text, or each pair."""
+    import numpy as np
+
+    from mlx_bert.inference.batching import run_batches
+
+    found: list[Any] = [None] * len(texts)
+    forward = lambda batch, _: model(*batch)[name]  # noqa: E731
+    for places, output in run_batches(
+        texts, tokenizer, forward, pairs=pairs, batch_size=args.batch_size, max_length=args.max_length
+    ):
+        for place, row in zip(places, np.array(output), strict=True):
+            found[place] = row
+    return found
