@@ -1,6 +1,7 @@
 """``python -m benchmarks`` as a whole, on a tiny model."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from benchmarks import compare, corpus
+from benchmarks import compare, corpus, latency, models, roofline
 from benchmarks.__main__ import VERBS, main, parse
 from mlx_bert.core import BertCore
 from mlx_bert.inference.encode import SentenceEncoder
@@ -151,3 +152,44 @@ def test_help_and_errors():
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "nowhere" in result.stderr
+
+
+def test_latency_of_made_up_weights(tmp_path, tiny_bert_folder, monkeypatch):
+    config = {"model_type": "bert", "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 64}
+    monkeypatch.setitem(models.ARCHITECTURES, "tiny", config)
+    monkeypatch.setattr(models, "find_model", lambda _: str(tiny_bert_folder))  # its tokenizer
+    monkeypatch.setattr(latency, "first_call", lambda *_: 1.0)  # another process would not know the architecture
+    output = tmp_path / "r.json"
+    command = ["latency", "--architecture", "tiny", "--calls", "1", "--rounds", "1", "--lengths", "16", "8", "16"]
+    assert main([*command, "--output", str(output)]) == 0
+    result = json.loads(output.read_text())
+    assert result["settings"]["model"] == "tiny"
+    assert [(row["tokens"], row["first ms"]) for row in result["rows"]] == [(8, 1000), (16, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["latency", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
+        (["latency", "--calls", "0"], r"expected --calls of at least 1 but got 0"),
+        (["latency", "--lengths", "999"], r"expected --lengths up to 64, all that the model takes"),
+        (["throughput", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
+        (["compare", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
+    ],
+)
+def test_options_out_of_bounds(tiny_bert_folder, capsys, command, message):
+    assert main([*command, "--model", str(tiny_bert_folder)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_more_than_the_peak_is_refused(tiny_bert_folder, monkeypatch, capsys):
+    monkeypatch.setattr(roofline, "matmul_peak", lambda *_, **__: 1.0)
+    monkeypatch.setattr(latency, "first_call", lambda *_: 1.0)
+    for verb, options in {
+        "latency": ["--lengths", "8"],
+        "throughput": ["--texts", "4"],
+        "compare": ["--shape", "1x8", "--peer", "none"],
+    }.items():
+        assert main([verb, "--rounds", "1", "--model", str(tiny_bert_folder), *options]) == 2
+        assert "expected at most the measured peak" in capsys.readouterr().err
