@@ -70,13 +70,17 @@ class MTLDataProcessor:
             ``(N,)``, -100 for None, for each task whose labels were given.
 
         Raises:
-            ValueError: labels of another number, of an unknown class or task, or an unknown padding.
+            ValueError: labels of another number, of an unknown class or task, of one task twice, or an unknown padding.
         """
         if padding not in PADDINGS:
             raise ValueError(f"[mtl] expected padding to be one of {', '.join(PADDINGS)} but got {padding!r}.")
         if not len(sentences):
             raise ValueError("[mtl] expected at least one sentence but got none.")
-        given = {"topic": topic_labels, "sentiment": sentiment_labels, **(labels or {})}
+        given = {"topic": topic_labels, "sentiment": sentiment_labels}
+        given = {task: values for task, values in given.items() if values is not None}
+        if twice := sorted(given.keys() & (labels or {}).keys()):
+            raise ValueError(f"[mtl] expected labels of {twice[0]!r} once but got {twice[0]}_labels and labels.")
+        given |= labels or {}
         encodings = self.tokenizer.encode(sentences, max_length=self.max_length)
         multiple = self.max_length if padding == "max_length" else None
         batch = self.tokenizer.pad(encodings, multiple)

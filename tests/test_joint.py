@@ -15,6 +15,7 @@ from mlx_bert.core import BertCore
 from mlx_bert.encoders.compact import Config
 from mlx_bert.joint import JointCollator, JointIntentNER, JointObjective, evaluate_joint, joint_examples, train_joint
 from mlx_bert.tokenizer import Tokenizer
+from mlx_bert.training.callbacks import Callback
 
 CITIES, TIMES = ["rome", "são paulo", "kyoto", "oslo"], ["noon", "6pm", "7am"]
 TAGS = ["O", "city", "time"]
@@ -226,6 +227,63 @@ def test_any_encoder_is_a_backbone(tiny_bert_folder):
     assert model.intent_head.weight.shape == (2, 32)
     (found,) = model.predict("the very good movie, walking")
     assert len(found["tags"]) == len(found["words"]) == 5
+
+
+def test_words_have_the_tags_of_their_own_tokens_on_either_side_of_padding(compact, monkeypatch):
+    def by_id(self, ids, mask=None, types=None) -> dict:
+        return {"intent_logits": mx.zeros((len(ids), 2)), "ner_logits": mx.eye(3)[ids % 3]}
+
+    monkeypatch.setattr(JointIntentNER, "__call__", by_id)
+    model = compact()
+    found = {}
+    for side in ("right", "left"):
+        monkeypatch.setattr(model.tokenizer, "padding_side", side)
+        found[side] = [row["tags"] for row in model.predict(["play music at noon", "fly"])]
+    assert found["left"] == found["right"]
+    first = model.tokenizer.encode(["fly"])[0].ids[1]
+    assert found["right"][1] == [TAGS[first % 3]]
+
+
+def test_texts_are_cut_in_training(compact, tmp_path):
+    lengths = set()
+
+    class Look(Callback):
+        def on_train_begin(self, trainer) -> None:
+            lengths.update(len(row["input_ids"]) for row in (*trainer.feed.train, *trainer.feed.evaluation))
+
+    args = {**FAST, "output_dir": str(tmp_path), "epochs": 1, "max_length": 5}
+    result = train_joint(compact(), rows(8), rows(4), args, evaluate_train=False, callbacks=[Look()])
+    assert lengths == {5}
+    assert "train_intent_loss" not in result.history["epochs"][0]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(compact, tmp_path):
+    class Stop(Callback):
+        def on_checkpoint(self, trainer, path) -> None:
+            raise RuntimeError("power cut")
+
+    def train(folder: str, **options) -> JointIntentNER:
+        model = compact()
+        args = {**FAST, "save_every": "epoch", "output_dir": str(tmp_path / folder), "epochs": 2}
+        train_joint(model, rows(16), rows(8, seed=1), args, **options)
+        return model
+
+    whole = train("whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train("parts", callbacks=[Stop()])
+    resumed = train("parts", resume=True)
+    wanted, found = (dict(tree_flatten(model.parameters())) for model in (whole, resumed))
+    assert all(mx.array_equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_a_model_without_tokenizer(compact, tmp_path):
+    model = compact()
+    model.tokenizer = None
+    model.save_pretrained(tmp_path / "model")
+    again = JointIntentNER.from_pretrained(tmp_path / "model")
+    assert again.tokenizer is None
+    ids = mx.array([[5, 6, 7]])
+    assert mx.allclose(again(ids)["ner_logits"], model(ids)["ner_logits"], atol=1e-6)
 
 
 def test_wrong_use(compact):

@@ -300,6 +300,10 @@ def test_prepare_data(tiny_bert_folder):
         ({"sentiment_labels": [3, 0, 0, 0]}, "sentiment: expected a class id from 0 to 2 or a name but got 3"),
         ({"sentiment_labels": [True, 0, 0, 0]}, "or a name but got True"),
         ({"labels": {"mood": [0] * 4}}, "expected labels of topic, sentiment but got labels of 'mood'"),
+        (
+            {"topic_labels": [0] * 4, "labels": {"topic": [1] * 4}},
+            "of .topic. once but got topic_labels and labels",
+        ),
         ({"padding": "left"}, "expected padding to be one of max_length, longest but got 'left'"),
         ({"sentences": []}, "expected at least one sentence"),
     ],

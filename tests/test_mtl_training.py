@@ -173,6 +173,18 @@ def test_what_trains(options, tiny_bert_folder, tmp_path):
     layers = {name.split(".layers.")[1][0] for name in changed if ".layers." in name}
     assert layers == {"backbone": set(), "1": {"1"}}.get(settings.get("freeze"), {"0", "1"})
     assert not any("pooler" in name and name.startswith("bert") for name in changed)
+    assert tree_flatten(model.bert.trainable_parameters())  # what was frozen for the run is not afterwards
+
+
+def test_evaluations_within_an_epoch_are_no_epochs(tiny_bert_folder, tmp_path):
+    model = new_model(tiny_bert_folder, tasks=TASKS)
+    trainer = MTLTrainer(model, {**FAST, "output_dir": str(tmp_path), "epochs": 2, "eval_every": 2})
+    history = trainer.train(rows(24), rows(12, 50))  # three updates each
+    assert len(history["train_metrics"]) == 2
+    assert all("mood_accuracy" in epoch for epoch in history["train_metrics"])
+    within = [record for record in trainer.result.history["epochs"] if record["epoch"] != int(record["epoch"])]
+    assert [record["step"] for record in within] == [2, 4]
+    assert not any("train_mood_accuracy" in record for record in within)
 
 
 def test_frozen_encoders_of_their_own_are_not_confused(tiny_bert_folder, tmp_path):
