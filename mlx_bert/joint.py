@@ -31,6 +31,7 @@ from mlx_bert.data.labels import LabelMap
 from mlx_bert.data.readers import Example
 from mlx_bert.data.samplers import LengthBucketSampler
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
@@ -171,6 +172,15 @@ class JointIntentNER(nn.Module):
         else:
             {"backbone": self.bert, "intent": self.intent_head, "ner": self.ner_head}[part].freeze()
         return self
+
+    # what the settings freeze, unfreeze_layers, freeze_epochs and gradual_unfreezing ask of a model
+    freeze_bert = BertWithHead.freeze_bert
+    unfreeze_bert = BertWithHead.unfreeze_bert
+
+    @property
+    def reads_pooler(self) -> bool:
+        """Whether the intent is read from the encoder's pooler, which then trains with the encoder."""
+        return self.sentence == "pooler"
 
     def is_frozen(self, part: str) -> bool:
         """Whether nothing of ``"backbone"``, ``"intent"`` or ``"ner"`` trains."""

@@ -150,6 +150,31 @@ def test_what_trains(part, layers, still, compact, tmp_path):
     assert changed == still
 
 
+@pytest.mark.parametrize(
+    ("settings", "still"),
+    [
+        ({"freeze": "backbone"}, set()),
+        ({"freeze": "embeddings"}, {"bert 0", "bert 1", "bert"}),
+        ({"freeze": "1"}, {"bert 1", "bert"}),
+        ({"unfreeze_layers": 1}, {"bert 1", "bert"}),
+        ({"freeze_epochs": 1}, {"bert 0", "bert 1", "bert"}),
+    ],
+)
+def test_the_settings_freeze_the_encoder_too(settings, still, compact, tmp_path):
+    model = compact()
+    before = dict(tree_flatten(model.parameters()))
+    result = train_joint(model, rows(16), args={**FAST, "output_dir": str(tmp_path), "epochs": 1, **settings})
+    moved = [name for name, array in tree_flatten(model.parameters()) if not mx.array_equal(array, before[name])]
+    places = {f"bert {name.split('.layers.')[1][0]}" if ".layers." in name else "bert" for name in moved
+              if name.startswith("bert")}  # fmt: skip
+    assert places == still
+    assert any("embeddings" in name for name in moved) == ("freeze_epochs" in settings)
+    assert any(name.startswith("ner_head") for name in moved)
+    assert [record["phase"] for record in result.history["epochs"]] == (
+        ["head"] if "freeze_epochs" in settings else []
+    ) + ["main"]
+
+
 def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):
     model = compact()
     batch = batch_of(model, rows(6))

@@ -119,6 +119,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mlx_bert.joint": (
         "mlx_bert.training",
         "mlx_bert.inference",
+        "mlx_bert.model",
         "mlx_bert.core",
         "mlx_bert.tokenizer",
         "mlx_bert.checkpoint",

@@ -50,9 +50,9 @@ class TrainingArgs:
     warmup_steps: int | None = setting(None, "updates of the warm-up; replaces warmup_ratio")
     max_grad_norm: float = setting(1.0, "clip the global norm of the gradient to this; 0 for no clipping")
     freeze: str = setting(
-        "none",
-        "what stays fixed: none, embeddings, backbone (train the head alone), n (the embeddings and n bottom layers), "
-        "or as_is (what the model has frozen already)",
+        "as_is",
+        "what of the encoder stays fixed: as_is (what the model has frozen), none, embeddings, backbone (train the "
+        "head alone) or n (the embeddings and n bottom layers)",
     )
     unfreeze_layers: int | None = setting(
         None, "train the top n layers of the encoder and the head, another way to say freeze; 0 for the head alone"
@@ -158,7 +158,8 @@ class TrainingArgs:
         adapters = ("lora_rank", "lora_alpha", "lora_dropout", "dora")
         unset = all(getattr(self, name) == type(self).__dataclass_fields__[name].default for name in adapters)
         self._check("lora", self.lora is not None or unset, "given with lora_rank, lora_alpha, lora_dropout or dora")
-        self._check("freeze", self.lora is None or self.freeze == "none", "'none' with lora, which freezes the encoder")
+        unset = self.freeze in ("as_is", "none")
+        self._check("freeze", self.lora is None or unset, "left out with lora, which freezes the encoder")
         self._check("gradual_unfreezing", self.lora is None or not self.gradual_unfreezing, "0 with lora")
         self._check("cache_dir", self.cache_dir is None or self.cache_encoder, "None without cache_encoder")
         self._check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
@@ -178,13 +179,11 @@ class TrainingArgs:
         )
         fits = self.freeze in ("none", "embeddings", "backbone", "as_is") or self.freeze.isdecimal()
         self._check("freeze", fits, "'none', 'embeddings', 'backbone', 'as_is' or n")
-        fits = self.unfreeze_layers is None or (self.unfreeze_layers >= 0 and self.freeze == "none" and not self.lora)
+        fits = self.unfreeze_layers is None or (self.unfreeze_layers >= 0 and self.freeze == "as_is" and not self.lora)
         self._check("unfreeze_layers", fits, "None with freeze or lora, else 0 or more")
         logs = [name.strip() for name in (self.log_to or LOGS[0]).split(",")]
         self._check("log_to", all(name in LOGS for name in logs), f"names among {', '.join(LOGS)}")
         self._check_averaging()
-        phased = self.freeze_epochs or self.gradual_unfreezing
-        self._check("freeze", self.freeze != "as_is" or not phased, "another than 'as_is' with phases that unfreeze")
         self._check(
             "gradual_unfreezing",
             not self.gradual_unfreezing or self.freeze != "backbone",

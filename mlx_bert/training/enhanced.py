@@ -86,7 +86,6 @@ class EnhancedTrainer:
             "save_every": save_steps,
             "patience": early_stopping_patience,
             "seed": seed,
-            "freeze": "as_is",
         }
         self.args = TrainingArgs.from_dict({**own, **settings})
 

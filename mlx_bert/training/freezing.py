@@ -41,11 +41,10 @@ def phases_of(args: TrainingArgs, num_layers: int | None) -> list[Phase]:
         ValueError: more layers than there are, or phases for a model without an encoder.
     """
     phases = []
-    if num_layers is None and (
-        args.freeze != "none" or args.freeze_epochs or args.gradual_unfreezing or args.unfreeze_layers is not None
-    ):
+    asked = args.freeze not in ("as_is", "none") or args.unfreeze_layers is not None
+    if num_layers is None and (asked or args.freeze_epochs or args.gradual_unfreezing):
         raise ValueError(
-            "[freeze] expected a model with an encoder (BertWithHead) but got one without. Set freeze 'none'."
+            "[freeze] expected a model with an encoder (BertWithHead) but got one without. Leave freeze out."
         )
     for name in ("freeze", "gradual_unfreezing"):
         value = str(getattr(args, name))
@@ -64,33 +63,65 @@ def phases_of(args: TrainingArgs, num_layers: int | None) -> list[Phase]:
     return [*phases, Phase("main", args.epochs, freeze)]
 
 
-def apply_freeze(model: nn.Module, freeze: str) -> bool:
-    """Freeze and unfreeze a model's parameters.
+Frozen = dict[str, set[str]]
 
-    The head trains unless ``"as_is"`` finds it frozen. A model with adapters trains them and no other part of the
-    encoder. The encoder's pooler never trains: no head reads it, so weight decay alone would move it.
+
+def frozen_keys(model: nn.Module) -> Frozen:
+    """What is frozen in a model: the names of each module's own parameters that are, by the module's path."""
+    return {path: set(module._no_grad) for path, module in model.named_modules()}
+
+
+def freeze_again(model: nn.Module, frozen: Frozen, exactly: bool = True) -> None:
+    """Freeze what :func:`frozen_keys` found.
 
     Args:
-        model: a ``BertWithHead``, or with ``"none"`` any module, which is left as it is.
-        freeze: as in ``TrainingArgs``: ``"none"``, ``"embeddings"``, ``"backbone"``, ``"as_is"`` or a number of layers.
+        model: as it was then, or with adapters since.
+        frozen: from :func:`frozen_keys`.
+        exactly: unfreeze everything else; False leaves that as it is.
+    """
+    for path, module in model.named_modules():
+        if path in frozen:  # all but what adapters brought
+            module._no_grad = frozen[path] | (set() if exactly else module._no_grad)
+
+
+def apply_freeze(model: nn.Module, freeze: str) -> bool:
+    """Freeze and unfreeze an encoder's parameters; the head stays as it is.
+
+    A model with adapters trains them and no other part of the encoder. The encoder's pooler never trains, unless the
+    model says that it ``reads_pooler``: weight decay alone would move it.
+
+    Args:
+        model: with ``bert``, ``freeze_bert`` and ``unfreeze_bert`` as ``BertWithHead`` has them; any other module is
+            left as it is.
+        freeze: as in ``TrainingArgs``: ``"as_is"``, ``"none"``, ``"embeddings"``, ``"backbone"`` or a number of layers.
 
     Returns:
         Whether the whole encoder is frozen.
+
+    Raises:
+        ValueError: something is to be frozen in a model that cannot do it.
     """
-    if not hasattr(model, "freeze_bert"):
-        return False
     if lora_layers(model) and freeze != "backbone":
         freeze_all_but_lora(model)
+        return False
+    bert = getattr(model, "bert", None)
+    if bert is None or not hasattr(model, "freeze_bert"):
+        if freeze not in ("as_is", "none"):
+            raise ValueError(
+                f"[freeze] expected a model with freeze_bert (BertWithHead) but got {type(model).__name__}. Leave "
+                "freeze out."
+            )
         return False
     if freeze in ("none", "embeddings"):
         model.unfreeze_bert()
         if freeze == "embeddings":
-            model.bert.encoder.embeddings.freeze()
+            bert.encoder.embeddings.freeze()
     elif freeze != "as_is":
         model.freeze_bert(None if freeze == "backbone" else int(freeze))
-    if getattr(model.bert.encoder, "pooler", None) is not None:
-        model.bert.encoder.pooler.freeze()
-    return not tree_flatten(model.bert.trainable_parameters())
+    for path, module in bert.named_modules():
+        if path.endswith("encoder.pooler") and not getattr(model, "reads_pooler", False):
+            module.freeze()
+    return not tree_flatten(bert.trainable_parameters())
 
 
 def freeze_tasks(model: nn.Module, names: str) -> None:

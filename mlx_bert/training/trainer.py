@@ -28,7 +28,7 @@ from mlx_bert.training.callbacks import Callback, ProgressBar
 from mlx_bert.training.checkpoints import FREE_SETTINGS, TrainState, load_model_arrays, model_arrays
 from mlx_bert.training.distributed import World
 from mlx_bert.training.feed import Feed, default_collator
-from mlx_bert.training.freezing import Phase, apply_freeze, freeze_tasks, phases_of
+from mlx_bert.training.freezing import Phase, apply_freeze, freeze_again, freeze_tasks, frozen_keys, phases_of
 from mlx_bert.training.loggers import loggers_of
 from mlx_bert.training.lora import apply_lora, config_from_args
 from mlx_bert.training.loss_record import LossRecord
@@ -94,6 +94,7 @@ class Trainer:
         self.adapters = config_from_args(args)
         if self.adapters is not None:
             mx.random.seed(args.seed)
+            self._found = frozen_keys(model)  # adapters freeze what they stand beside
             apply_lora(model, self.adapters)
         self.state = TrainState()
         bert = getattr(model, "bert", None)
@@ -110,6 +111,8 @@ class Trainer:
 
     def train(self, resume: bool | str | Path = False) -> TrainResult:
         """Run to the end; the model then has the best weights (the last ones without evaluation).
+
+        What was frozen before is so again afterwards.
 
         Args:
             resume: True continues from the newest checkpoint in ``output_dir`` (and begins anew if there is none); a
@@ -129,6 +132,9 @@ class Trainer:
             stack.enter_context(self._signals())
             if self.args.gradient_checkpointing:
                 stack.enter_context(gradient_checkpointing(encoder_layers(self.model)))
+            if self.adapters is None:
+                self._found = frozen_keys(self.model)
+            stack.callback(freeze_again, self.model, self._found)
             try:
                 self._run(checkpoint)
             finally:
@@ -219,7 +225,10 @@ class Trainer:
         args = self.args
         if not phase.is_main and phase.freeze == "backbone" and args.freeze_learning_rate is not None:
             args = replace(args, head_learning_rate=args.freeze_learning_rate)
+        freeze_again(self.model, self._found)
         self.is_frozen = apply_freeze(self.model, phase.freeze)
+        if not phase.is_main and self.phases[-1].freeze == "as_is":  # nor does a phase move what came frozen
+            freeze_again(self.model, self._found, exactly=False)
         if args.freeze_tasks:
             freeze_tasks(self.model, args.freeze_tasks)
         if self.is_frozen and args.cache_encoder:

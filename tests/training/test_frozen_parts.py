@@ -1,6 +1,7 @@
 """Top layers by their number, and single heads of a multi-task model: exactly the others move."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -10,7 +11,8 @@ from mlx_bert.core import BertCore
 from mlx_bert.data.collate import Collator, tokenize_examples
 from mlx_bert.model import BertWithHead
 from mlx_bert.training.args import TrainingArgs
-from mlx_bert.training.freezing import phases_of
+from mlx_bert.training.freezing import apply_freeze, frozen_keys, phases_of
+from mlx_bert.training.lora import merge_lora
 from mlx_bert.training.multi_task import MultiTaskObjective
 from mlx_bert.training.trainer import Trainer
 
@@ -24,7 +26,7 @@ def arguments(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("layers", "freeze"), [(0, "backbone"), (1, "5"), (5, "1"), (6, "embeddings"), (9, "embeddings"), (None, "none")]
+    ("layers", "freeze"), [(0, "backbone"), (1, "5"), (5, "1"), (6, "embeddings"), (9, "embeddings"), (None, "as_is")]
 )
 def test_the_top_layers_are_what_the_bottom_ones_leave(layers, freeze):
     assert phases_of(TrainingArgs(unfreeze_layers=layers), 6)[-1].freeze == freeze
@@ -34,14 +36,69 @@ def test_only_the_top_layer_moves(toy, tmp_path):
     model = toy.model()
     before = weights(model)
     Trainer(model, arguments(tmp_path, unfreeze_layers=1), toy.examples(16), tokenizer=toy.tokenizer).train()
-    after = weights(model)
-    moved = {name for name in before if (before[name] != after[name]).any()}
-    assert any(name.startswith("bert.encoder.layers.1.") for name in moved)
-    assert all(name.startswith(("head.", "bert.encoder.layers.1.")) for name in moved)
+    names = moved(model, before)
+    assert any(name.startswith("bert.encoder.layers.1.") for name in names)
+    assert all(name.startswith(("head.", "bert.encoder.layers.1.")) for name in names)
     with pytest.raises(ValueError, match="expected unfreeze_layers to be None with freeze"):
         arguments(tmp_path, unfreeze_layers=1, freeze="1")
     with pytest.raises(ValueError, match="expected a model with an encoder"):
         phases_of(TrainingArgs(unfreeze_layers=1), None)
+
+
+def moved(model, before):
+    after = weights(model)
+    return {name for name in before if (before[name] != after[name]).any()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [({}, "1"), ({"freeze_epochs": 1}, "1"), ({"gradual_unfreezing": 2}, "1"), ({"freeze": "none"}, "01")],
+)
+def test_what_the_caller_froze_stays_frozen_unless_told_otherwise(toy, tmp_path, settings, layers):
+    model = toy.model()
+    model.freeze_bert(1)
+    before, frozen = weights(model), frozen_keys(model)
+    Trainer(
+        model, arguments(tmp_path, learning_rate=1e-2, **settings), toy.examples(16), tokenizer=toy.tokenizer
+    ).train()
+    names = moved(model, before)
+    assert {name.split(".layers.")[1][0] for name in names if ".layers." in name} == set(layers)
+    assert any("embeddings" in name for name in names) == ("0" in layers)
+    assert frozen_keys(model) == frozen  # for this run alone was anything else frozen or not
+
+
+def test_a_run_leaves_nothing_frozen_behind(toy, tmp_path):
+    model = toy.model()
+    args = arguments(tmp_path / "first", freeze="backbone")
+    Trainer(model, args, toy.examples(16), tokenizer=toy.tokenizer).train()
+    before = weights(model)
+    Trainer(model, arguments(tmp_path / "second"), toy.examples(16), tokenizer=toy.tokenizer).train()
+    assert any(name.startswith("bert.encoder.layers.0.") for name in moved(model, before))
+
+
+def test_merged_adapters_leave_nothing_frozen_behind(toy, tmp_path):
+    model = toy.model()
+    Trainer(model, arguments(tmp_path / "first", lora="*.qkv"), toy.examples(16), tokenizer=toy.tokenizer).train()
+    merge_lora(model)
+    before = weights(model)
+    Trainer(model, arguments(tmp_path / "second"), toy.examples(16), tokenizer=toy.tokenizer).train()
+    assert any("embeddings" in name for name in moved(model, before))
+    assert any(name.endswith("layers.0.attention.qkv.weight") for name in moved(model, before))
+
+
+class Bare(nn.Module):
+    """A model that cannot freeze its encoder."""
+
+    def __init__(self, bert):
+        super().__init__()
+        self.bert = bert
+
+
+def test_a_model_that_cannot_freeze_its_encoder_says_so(toy):
+    model = Bare(toy.model().bert)
+    assert not apply_freeze(model, "as_is")
+    with pytest.raises(ValueError, match=r"expected a model with freeze_bert .* but got Bare"):
+        apply_freeze(model, "backbone")
 
 
 @pytest.fixture
@@ -62,11 +119,11 @@ def test_a_frozen_task_does_not_move_and_does_not_count(toy, tmp_path, two_tasks
     before = weights(model)
     args = arguments(tmp_path, freeze_tasks="topic", learning_rate=1e-3)
     Trainer(model, args, examples, tokenizer=toy.tokenizer, objective=objective).train()
-    after = weights(model)
-    moved = {name for name in before if (before[name] != after[name]).any()}
-    assert any("task_heads.mood" in name for name in moved)
-    assert not any("task_heads.topic" in name for name in moved)
-    assert any(name.startswith("bert.encoder.layers.0.") for name in moved)
+    names = moved(model, before)
+    assert any("task_heads.mood" in name for name in names)
+    assert not any("task_heads.topic" in name for name in names)
+    assert any(name.startswith("bert.encoder.layers.0.") for name in names)
+    model.head.task_heads["topic"].freeze()
     batch = Collator(0)(examples)
     outputs = objective.forward(model, batch)
     loss, weight = objective.loss(model.train(), outputs, batch)

@@ -135,7 +135,7 @@ def test_a_pattern_without_a_match_is_an_error(toy):
 
 
 def test_settings_that_exclude_each_other():
-    with pytest.raises(ValueError, match="expected freeze to be 'none' with lora"):
+    with pytest.raises(ValueError, match="expected freeze to be left out with lora"):
         TrainingArgs(lora="*.qkv", freeze="backbone")
     with pytest.raises(ValueError, match="expected lora to be given with lora_rank"):
         TrainingArgs(lora_rank=4)
