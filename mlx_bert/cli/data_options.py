@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from mlx_bert.cli.config_file import Assignments, assignment
@@ -42,8 +43,21 @@ def read_rows_of(source: str, kind: str, args: argparse.Namespace, labelled: boo
         FileNotFoundError: no such file.
         ValueError: bad rows, all with their lines, or a column for a role that the kind does not have.
     """
-    from mlx_bert.data.kinds import KINDS
     from mlx_bert.data.readers import read_kind
+
+    return read_kind(source, kind, columns_of(kind, args), args.label_separator, labelled)
+
+
+def stream_rows_of(source: str, kind: str, args: argparse.Namespace, window: int) -> Iterator[list[dict[str, Any]]]:
+    """:func:`read_rows_of` without labels, ``window`` examples at a time: for sources of any size."""
+    from mlx_bert.data.readers import stream_kind
+
+    return stream_kind(source, kind, columns_of(kind, args), args.label_separator, labelled=False, window=window)
+
+
+def columns_of(kind: str, args: argparse.Namespace) -> dict[str, str]:
+    """Role -> the column that the command line names for it."""
+    from mlx_bert.data.kinds import KINDS
 
     fields = KINDS[kind].fields
     target = next((role for role, field in fields.items() if field.target), None)
@@ -53,5 +67,4 @@ def read_rows_of(source: str, kind: str, args: argparse.Namespace, labelled: boo
         given[target] = getattr(args, "label_column", None)
     elif getattr(args, "label_column", None):
         raise ValueError(f"[data] expected no --label-column for examples of the kind {kind}: they have no labels.")
-    columns = {role: name for role, name in {**given, **(args.columns or {})}.items() if name is not None}
-    return read_kind(source, kind, columns, args.label_separator, labelled)
+    return {role: name for role, name in {**given, **(args.columns or {})}.items() if name is not None}

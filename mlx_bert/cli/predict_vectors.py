@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-Rows = list[dict[str, Any]]
+from mlx_bert.cli.prediction_rows import Row
 
 
-def vector_predictor(folder: str, args: argparse.Namespace) -> tuple[str, Callable[[Rows], Rows]]:
-    """What a model reads whose head compares texts (a kind of examples), and how it makes rows of them.
-
-    Args:
-        folder: of the model.
-        args: the command line.
+def vector_predict(folder: str, args: argparse.Namespace) -> tuple[str, Any]:
+    """A model whose head compares texts: the kind of its inputs, and the function from them to rows.
 
     Raises:
         ValueError: a head that ranks without ``--input``.
     """
+    from mlx_bert.inference.pipelines.base import compute_dtype
     from mlx_bert.model import BertWithHead
     from mlx_bert.tokenizer import Tokenizer
 
-    model, tokenizer = BertWithHead.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    model = BertWithHead.from_pretrained(folder, compute_dtype(args.dtype)).eval()
+    tokenizer = Tokenizer.from_pretrained(folder)
     if str(model.head.head_type) == "ranking":
         if not args.input:
             raise ValueError("[predict] expected --input with queries and documents to rank but got none. Give a file.")
-        return "ranking", lambda rows: _ranked(model, tokenizer, rows, args)
+        return "ranking", partial(_ranked, model, tokenizer, args)
     if args.pair_column:
-        return "scored_pair", lambda rows: _similar(model, tokenizer, rows, args)
-    return "text", lambda rows: _embedded(model, tokenizer, rows, args)
+        return "scored_pair", partial(_similar, model, tokenizer, args)
+    return "text", partial(_embedded, model, tokenizer, args)
 
 
-def _embedded(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) -> Rows:
-    """Texts with the embeddings that the head gives them."""
+def _embedded(model: Any, tokenizer: Any, args: argparse.Namespace, rows: list[Row]) -> list[Row]:
+    """Texts with their vectors."""
     vectors = _head_outputs(model, tokenizer, [row["text"] for row in rows], "embeddings", args)
     return [{"text": row["text"], "embedding": vector.tolist()} for row, vector in zip(rows, vectors, strict=True)]
 
 
-def _ranked(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) -> Rows:
+def _ranked(model: Any, tokenizer: Any, args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     """Queries with their documents, the best first, and the score of each."""
     pairs = [(row["query"], document) for row in rows for document in row["documents"]]
     texts, documents = zip(*pairs, strict=True)
@@ -56,7 +55,7 @@ def _ranked(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) ->
     return ranked
 
 
-def _similar(model: Any, tokenizer: Any, rows: Rows, args: argparse.Namespace) -> Rows:
+def _similar(model: Any, tokenizer: Any, args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     """Pairs with the similarity that the head gives them."""
     import mlx.core as mx
     import numpy as np

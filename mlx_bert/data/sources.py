@@ -181,14 +181,14 @@ def _scan_file(path: Path) -> Scan:
     if suffix not in FILES:
         raise ValueError(f"[data] expected a file ending in {', '.join(FILES)} but got {path}. Convert or rename it.")
     if suffix == ".json":
-        return Scan(lambda: _json("".join(_lines(path)), name), name, "example", {})
+        return Scan(lambda: _json("".join(text_lines(path)), name), name, "example", {})
     if suffix in DELIMITERS:
         return Scan(lambda: _delimited(path, DELIMITERS[suffix]), name, "line", {})
     rows = _conll if suffix in CONLL else _json_lines
-    return Scan(lambda: rows(_lines(path)), name, "line", {})
+    return Scan(lambda: rows(text_lines(path)), name, "line", {})
 
 
-def _lines(path: Path, newline: str = "\n") -> Iterator[str]:
+def text_lines(path: Path, newline: str = "\n") -> Iterator[str]:
     """The lines of a UTF-8 file, with their ends."""
     with path.open(encoding="utf-8-sig", newline=newline) as file:
         try:
@@ -274,7 +274,7 @@ def _conll(lines: Iterable[str]) -> Iterator[Row]:
 
 def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
-    reader = csv.reader(_lines(path, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(text_lines(path, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] | None = None
     start = 1
     while True:
