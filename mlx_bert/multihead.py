@@ -102,17 +102,10 @@ class MultiheadClassifier:
             class_weights: {task: weight of each label}, which count if ``loss.use_class_weights`` is set.
         """
         classifier = cls(config)
-        classifier._build(dict(labels), {task: list(weights) for task, weights in class_weights.items()})
+        classifier._labels = dict(labels)
+        classifier._weights = {task: list(weights) for task, weights in class_weights.items()}
+        classifier.model, classifier.tokenizer = _new_model(classifier.config, labels, classifier._weights)
         return classifier
-
-    def _build(self, labels: dict[str, LabelMap], weights: dict[str, list[float]]) -> None:
-        settings = self.config.training
-        mx.random.seed(settings.seed)
-        folder = ready_folder(settings.model_name)
-        tokenizer, core = Tokenizer.from_pretrained(folder), BertCore.from_pretrained(folder)
-        head = build_head(self.config, labels, weights, core.get_hidden_size())
-        self.model, self.tokenizer, self.is_trained = BertWithHead(core, head), tokenizer, False
-        self._labels, self._weights = labels, weights
 
     @property
     def tasks(self) -> list[str]:
@@ -172,13 +165,15 @@ class MultiheadClassifier:
         splits = self._split(examples, held_out)
         runs, digest = Path(self.config.training.output_dir), data_digest(examples, held_out)
         run = (find_run(runs, digest, self.config) if resume else None) or next_run(runs)
-        self._build(labels, {task: _class_weights(names, task, splits["train"]) for task, names in labels.items()})
-        self._splits = splits
-        freeze = freeze_of(self.config.encoder.unfreeze_layers, self.model.bert.get_num_layers())
+        weights = {task: _class_weights(names, task, splits["train"]) for task, names in labels.items()}
+        model, tokenizer = _new_model(self.config, labels, weights)
+        freeze = freeze_of(self.config.encoder.unfreeze_layers, model.bert.get_num_layers())
         args = training_args(self.config, freeze, bool(splits["validation"]), run, progress)
         describe_run(run, digest, self.config)
-        model = TaskHeads(self.model.bert, self.model.head, self.write)
-        result = train_heads(model, self.tokenizer, self.config, labels, splits, args, callbacks, resume)
+        self.model, self.tokenizer, self.is_trained = model, tokenizer, False
+        self._labels, self._weights, self._splits = labels, weights, splits
+        saved_whole = TaskHeads(model.bert, model.head, self.write)
+        result = train_heads(saved_whole, tokenizer, self.config, labels, splits, args, callbacks, resume)
         self.is_trained = True
         return result
 
@@ -213,9 +208,9 @@ class MultiheadClassifier:
         self.model, self._labels, self._weights = BertWithHead(self.model.bert, head), labels, weights
         run = next_run(Path(self.config.training.output_dir))
         args = training_args(self.config, "backbone", bool(splits["validation"]), run, progress)
-        model = TaskHeads(self.model.bert, head, self.write)
+        saved_whole = TaskHeads(self.model.bert, head, self.write)
         try:
-            result = train_heads(model, self.tokenizer, self.config, labels, splits, args)
+            result = train_heads(saved_whole, self.tokenizer, self.config, labels, splits, args)
         except BaseException:  # also when interrupted
             self.model, self._labels, self._weights = before
             raise
@@ -373,6 +368,16 @@ class MultiheadClassifier:
     def _require_trained(self, what: str) -> None:
         if not self.is_trained:
             raise RuntimeError(f"[multihead] {what} needs a trained model. Call train or load first.")
+
+
+def _new_model(
+    config: MultiheadConfig, labels: Mapping[str, LabelMap], weights: Mapping[str, Sequence[float]]
+) -> tuple[BertWithHead, Tokenizer]:
+    mx.random.seed(config.training.seed)
+    folder = ready_folder(config.training.model_name)
+    core = BertCore.from_pretrained(folder)
+    model = BertWithHead(core, build_head(config, labels, weights, core.get_hidden_size()))
+    return model, Tokenizer.from_pretrained(folder)
 
 
 def _class_weights(labels: LabelMap, task: str, examples: Sequence[Example]) -> list[float]:

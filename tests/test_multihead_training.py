@@ -216,6 +216,12 @@ def test_what_fails_leaves_the_classifier_as_it_was(whole, tiny_bert_folder, tmp
         classifier.train({"colour": DATA["colour"]}, validation={"colour": held_out})
     assert_same(whole, classifier)
 
+    classifier.config.training.epochs = 0
+    with pytest.raises(ValueError, match="expected epochs to be 1 or more but got 0"):
+        classifier.train(DATA)
+    classifier.config.training.epochs = 3
+    assert_same(whole, classifier)
+
     def crash(*_: object) -> None:
         raise RuntimeError("crash")
 
