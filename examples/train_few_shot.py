@@ -3,7 +3,8 @@
     python examples/train_few_shot.py ENCODER [--train FILE] [--test FILE] [--per-class N] [--seeds N] [--output DIR]
 
 ENCODER is a sentence encoder's folder or hub id. FILE is JSON Lines or CSV with text and label (examples/data/intent).
-Each seed draws other examples. DIR (few_shot_output) gets the last seed's classifier.
+Each seed draws other examples. DIR (few_shot_output) gets the last seed's classifier. Under mlx.launch rank 0 alone
+prints and writes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from mlx_bert import SentenceEncoder
 from mlx_bert.data.contrastive_pairs import take_per_class
 from mlx_bert.data.readers import read_examples
+from mlx_bert.training.distributed import World
 from mlx_bert.training.few_shot import FewShotClassifier
 
 DATA = Path(__file__).parent / "data" / "intent"
@@ -49,6 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     """Train with each seed, print the accuracies on the test texts, and save the last classifier."""
     if options.output.exists():
         raise FileExistsError(f"{options.output} is there already. Remove it, or choose another folder.")
+    world = World()
     train, test = (read_examples(path) for path in (options.train, options.test))
     texts, wanted = [row["text"] for row in test], np.array([row["label"] for row in test])
     accuracies: dict[str, list[float]] = {"frozen encoder": [], "few-shot": []}
@@ -65,8 +68,11 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         shutil.rmtree(folder)
         accuracies["few-shot"].append(float(np.mean(np.array(classifier.predict(texts)) == wanted)))
         shown = ", ".join(f"{name} {values[-1]:.4f}" for name, values in accuracies.items())
-        print(f"seed {seed}: {shown}; {result.steps} updates in {time.perf_counter() - started:.0f} s")
+        if world.is_main:
+            print(f"seed {seed}: {shown}; {result.steps} updates in {time.perf_counter() - started:.0f} s", flush=True)
     means = {name: float(np.mean(values)) for name, values in accuracies.items()}
+    if not world.is_main:
+        return means
     for name, values in accuracies.items():
         print(f"{name:<15} {means[name]:.4f} (from {min(values):.4f} to {max(values):.4f})")
     classifier.save_pretrained(options.output)

@@ -20,6 +20,7 @@ EMBEDDING_LOSSES: dict[str, tuple[str, str | None]] = {
     "batch_hard_triplet": ("BatchHardTriplet", "class"),
     "margin_mse": ("MarginMSE", "distillation"),
     "distill_kl": ("DistillKL", "distillation"),
+    "embedding_mse": ("EmbeddingMSE", "teacher"),
 }
 
 
@@ -30,6 +31,11 @@ def add_loss_arguments(group: Any) -> None:
         help=f"embedding: {', '.join(EMBEDDING_LOSSES)} (default: multiple_negatives, or cosent for pairs with a "
         "score); cross_encoder: bce, ce, mse, lambda, listnet, listmle, ranknet, margin_mse (default: bce, or ce for "
         "named classes)",
+    )  # fmt: skip
+    group.add_argument(
+        "--teacher", metavar="MODEL",
+        help="embedding: learn this model's embeddings of the first text, for the second too if there is one, such as "
+        "its translation (--loss embedding_mse); without it they stand in the column label",
     )  # fmt: skip
     group.add_argument(
         "--loss-option", dest="loss_options", action=Assignments, type=assignment, metavar="NAME=VALUE",

@@ -81,6 +81,7 @@ ONLY = {
     "pooling": ("train_head", "train_multi_task"),
     "loss": ("train_embedding", "train_cross_encoder"),
     "loss_options": ("train_embedding", "train_cross_encoder"),
+    "teacher": ("train_embedding",),
     "matryoshka": ("train_embedding",),
     "chunk_size": ("train_embedding",),
     "prompt": ("train_embedding",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,17 @@ from mlx_bert.checkpoint import write_json
 from mlx_bert.cli.config_file import CONFIG_FILE, resolved
 from mlx_bert.cli.data_options import read_rows_of
 from mlx_bert.cli.reports import class_report, print_report
-from mlx_bert.cli.train_run import callbacks, label_line, model_line
+from mlx_bert.cli.train_run import callbacks, label_line, model_line, report_stop
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.training.args import TrainingArgs, given_arguments
+from mlx_bert.training.distributed import World
 from mlx_bert.training.few_shot import DEFAULTS, FewShotClassifier
 from mlx_bert.training.outcome import TrainingInterrupted
 
 
 def train(args: argparse.Namespace, settings: Any) -> int:
     """Read, train encoder and classifier, measure, save."""
-    from mlx_bert.cli.train import option_parser
-
+    world = World()
     settings = TrainingArgs.from_dict({**DEFAULTS, **given_arguments(args)})  # it needs less than other training
     rows = read_rows_of(args.train, "class", args)
     held_out = read_rows_of(args.eval, "class", args) if args.eval else []
@@ -35,17 +34,26 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         "labels": label_line(counts, sorted(counts)),
         "output": settings.output_dir,
     }
-    for name, value in lines.items():
-        print(f"{name:<12}{value}")
-    print(flush=True)
+    if world.is_main:
+        for name, value in lines.items():
+            print(f"{name:<12}{value}")
+        print(flush=True)
     texts, labels = ([row[name] for row in rows] for name in ("text", "label"))
     options = {"num_iterations": args.pair_iterations, "max_pairs": args.max_pairs}
     try:
         classifier.fit(texts, labels, settings, **options, callbacks=callbacks(), resume=args.resume)
     except TrainingInterrupted as stopped:
-        print(f"\nStopped. The run is saved in {stopped.checkpoint}. Continue with the same command and --resume.",
-              file=sys.stderr)  # fmt: skip
-        return 130
+        return report_stop(world, stopped)
+    if world.is_main:
+        _finish(args, settings, classifier, held_out)
+    world.barrier()
+    return 0
+
+
+def _finish(args: argparse.Namespace, settings: TrainingArgs, classifier: FewShotClassifier, held_out: Any) -> None:
+    """Save and measure the classifier, and say so."""
+    from mlx_bert.cli.train import option_parser
+
     folder = Path(settings.output_dir)
     model = folder / "final_model"
     classifier.save_pretrained(model, overwrite=True)
@@ -56,7 +64,6 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     print(f"\nModel:   {model}")
     print(f"Options: {folder / CONFIG_FILE}")
     print(f'Try it:  mlx-bert predict --model {folder} "some text"')
-    return 0
 
 
 def few_shot_report(classifier: FewShotClassifier, rows: Any, batch_size: int = 32) -> dict[str, Any]:

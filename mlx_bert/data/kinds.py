@@ -154,7 +154,8 @@ def one_or_more(value: Any, column: str) -> str | list[str]:
     return texts(value, column) if isinstance(value, (list, tuple)) else text(value, column)
 
 
-def relevances(value: Any, column: str) -> list[float]:
+def number_list(value: Any, column: str) -> list[float]:
+    """Numbers, of which there may be one alone."""
     found = numbers(value, column)
     return found if isinstance(found, list) else [found]
 
@@ -325,7 +326,7 @@ KINDS: dict[str, Kind] = {
         {
             "query": Field(("query",), text),
             "documents": Field(("documents", "docs", "passages"), texts),
-            "labels": Field(("labels", "relevance"), relevances, target=True),
+            "labels": Field(("labels", "relevance"), number_list, target=True),
         },
         _relevance_per_document,
         _groups_of_rows,
@@ -353,6 +354,14 @@ KINDS: dict[str, Kind] = {
             "scores": Field(("scores", "score", "label"), numbers, target=True),
         },
         same_length="scores",
+    ),
+    "teacher": Kind(
+        {
+            "text": replace(FIRST, columns=(*FIRST.columns, "sentence", "english")),
+            "text_pair": replace(SECOND, columns=(*SECOND.columns, "non_english"), required=False),
+            "labels": Field(("labels", "label", "embedding"), number_list, target=True),
+        },
+        same_length="labels",
     ),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +24,8 @@ from mlx_bert.inference.cross_encoder import CrossEncoder, find_activation
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.feed import default_collator
+from mlx_bert.training.lora import merge_lora
+from mlx_bert.training.outcome import TrainResult
 from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer
 
@@ -222,6 +225,12 @@ class CrossEncoderTrainer(Trainer):
             objective=objective,
             callbacks=callbacks,
         )
+
+    def train(self, resume: bool | str | Path = False) -> TrainResult:
+        """:meth:`Trainer.train`; adapters (``args.lora``) are merged afterwards, so that the model is a plain one."""
+        result = super().train(resume)
+        merge_lora(self.model)
+        return result
 
 
 def check_labels(group: Group, loss: str, model: CrossEncoder, where: str) -> Group:

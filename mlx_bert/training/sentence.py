@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mlx_bert.data.readers import Example
@@ -13,7 +14,9 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.distributed import RankShares, World
 from mlx_bert.training.hard_negatives import HardNegatives, MinedBatches
+from mlx_bert.training.lora import merge_lora
 from mlx_bert.training.objective import evaluate
+from mlx_bert.training.outcome import TrainResult
 from mlx_bert.training.sentence_data import (
     Prompts,
     Row,
@@ -131,6 +134,12 @@ class SentenceEncoderTrainer(Trainer):
             SentenceModel(encoder), args, train, evaluation, collate=collate, objective=objective,
             callbacks=callbacks, sampler=sampler,
         )  # fmt: skip
+
+    def train(self, resume: bool | str | Path = False) -> TrainResult:
+        """:meth:`Trainer.train`; adapters (``args.lora``) are merged afterwards, so that the encoder is a plain one."""
+        result = super().train(resume)
+        merge_lora(self.model)
+        return result
 
     def evaluate(self, examples: Sequence[Row] | None = None) -> dict[str, float]:
         """Loss and metrics of the encoder as it is, the evaluator's among them.

@@ -65,6 +65,12 @@ LAYOUTS = [
         [{"anchor": "a", "positive": "b", "negative": "c", "scores": [3, 1.5]}],
         {"positive": "b", "scores": [3.0, 1.5]},
     ),
+    ("teacher", [{"sentence": "a", "label": [3, 1.5]}], {"text": "a", "labels": [3.0, 1.5]}),
+    (
+        "teacher",
+        [{"english": "a", "non_english": "b", "embedding": "[3, 1.5]"}],
+        {"text": "a", "text_pair": "b", "labels": [3.0, 1.5]},
+    ),
 ]
 
 

@@ -17,6 +17,7 @@ from mlx_bert.model import METADATA
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.cross_encoder import CrossEncoderTrainer
+from mlx_bert.training.lora import load_adapters, lora_layers
 
 GOOD, BAD = ("good", "great", "happy"), ("bad", "sad", "angry")
 FILLERS = ("the", "a", "is", "very", "today", "it")
@@ -112,6 +113,34 @@ def test_classes_by_name(tiny_bert_folder, tmp_path):
     np.testing.assert_array_equal(loaded.predict([("red", "the river")]), model.predict([("red", "the river")]))
     with pytest.raises(ValueError, match=r"unknown label 'maybe' in 'red' of train_rows; known: contradiction"):
         CrossEncoderTrainer(model, settings(tmp_path), [{**data[0], "label": "maybe"}])
+
+
+def test_adapters_are_trained_merged_and_kept(tiny_bert_folder, tmp_path):
+    model = fresh(tiny_bert_folder)
+    before = dict(tree_flatten(model.model.bert.parameters()))
+    args = settings(tmp_path / "run", lora="bert.*.qkv, bert.*.up", lora_rank=4, dora=True, epochs=8)
+    losses = CrossEncoderTrainer(model, args, rows(40), rows(12, 1)).train().history["epochs"]
+    assert losses[-1]["train_loss"] < 0.6 * losses[0]["train_loss"]
+    after = dict(tree_flatten(model.model.bert.parameters()))
+    moved = {name for name, array in before.items() if not mx.array_equal(array, after[name]).item()}
+    assert {".".join(name.split(".")[-3:]) for name in moved} == {"attention.qkv.weight", "mlp.up.weight"}
+    best = tmp_path / "run" / "best_model"
+    pairs = [("red", "the good rain"), ("blue", "a sad film today")]
+    wanted = model.predict(pairs)
+    loaded = CrossEncoder.from_pretrained(best)
+    np.testing.assert_allclose(loaded.predict(pairs), wanted, atol=1e-5)
+    assert not lora_layers(loaded.model)
+    set_input_names(best)
+    np.testing.assert_allclose(Reference(str(best), device="cpu").predict(pairs), wanted, atol=1e-5)
+    # the model itself is a plain one again, which can be saved by hand
+    assert not lora_layers(model.model)
+    model.save_pretrained(tmp_path / "own")
+    np.testing.assert_allclose(CrossEncoder.from_pretrained(tmp_path / "own").predict(pairs), wanted, atol=1e-6)
+    # the adapters alone, on a model of the same beginnings but for its trained head
+    again = fresh(tiny_bert_folder)
+    load_adapters(again.model, best / "adapters")
+    again.model.head.load_state_arrays(model.model.head.state_arrays())
+    np.testing.assert_allclose(again.predict(pairs), wanted, atol=1e-5)
 
 
 def test_mined_negatives_are_rows_to_train_on(tiny_bert_folder, tmp_path):

@@ -272,20 +272,40 @@ def test_a_loss_that_is_no_number_is_named_where_it_is(settings, tmp_path):
     assert any("Its batch: " in error for error in errors)
 
 
-def test_the_command_line_prints_and_writes_once(toy, tmp_path):
+def launched(folder, toy, command):
+    """What two ranks of a command print; ``DATA`` and ``RUN`` in it are files of the folder."""
     rows = "".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in toy.examples(24))
-    (tmp_path / "train.jsonl").write_text(rows)
-    command = [sys.executable, "-m", "mlx_bert", "train", "--model", str(toy.folder), "--output", str(tmp_path / "run")]
-    options = ["--train", str(tmp_path / "train.jsonl"), "--epochs", "1", "--batch-size", "4", "--no-progress"]
-    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "-p", str(free_ports(1)[0])]
+    (folder / "train.jsonl").write_text(rows)
+    names = {"DATA": folder / "train.jsonl", "RUN": folder / "run", "MODEL": toy.folder}
+    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "-p", str(free_ports(1)[0]), "--"]
     done = subprocess.run(
-        [*launch, "--", *command, *options], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
-        stdin=subprocess.DEVNULL,
+        [*launch, sys.executable, *(str(names.get(word, word)) for word in command.split())],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("training    ") == done.stdout.count("Model:   ") == 1
-    assert "2 ranks" in done.stdout
-    assert {"best_model", "final_model", "history.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert done.returncode == 0 and (folder / "run").is_dir(), done.stderr
+    return done.stdout, {path.name for path in (folder / "run").iterdir()}
+
+
+def test_the_command_line_prints_and_writes_once(toy, tmp_path):
+    options = "--train DATA --output RUN --epochs 1 --batch-size 4 --no-progress"
+    printed, written = launched(tmp_path, toy, f"-m mlx_bert train --model MODEL {options}")
+    assert printed.count("training    ") == printed.count("Model:   ") == 1
+    assert "2 ranks" in printed
+    assert {"best_model", "final_model", "history.json"} <= written
+
+
+def test_few_shot_training_prints_and_writes_once(toy, tmp_path):
+    for name in ("command", "example"):
+        (tmp_path / name).mkdir()
+    options = "--task few_shot --model MODEL --train DATA --eval DATA --output RUN --max-pairs 16 --no-progress"
+    printed, written = launched(tmp_path / "command", toy, f"-m mlx_bert train {options} --save-every no")
+    assert [printed.count(text) for text in ("training    ", "confusion matrix", "Model:   ")] == [1, 1, 1]
+    assert "final_model" in written
+    options = "--train DATA --test DATA --per-class 2 --output RUN"
+    printed, written = launched(tmp_path / "example", toy, f"examples/train_few_shot.py MODEL {options}")
+    assert [printed.count(text) for text in ("seed 0:", "few-shot        ", "written to")] == [1, 1, 1]
+    assert "few_shot_head.safetensors" in written
 
 
 # --- what needs no second process -------------------------------------------------------------------------------------

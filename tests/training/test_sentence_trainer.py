@@ -334,7 +334,12 @@ def test_adapters_train_and_are_merged_on_saving(tiny_bert_folder, tmp_path):
     args = settings(tmp_path, epochs=1, lora="bert.*.qkv", lora_rank=2)
     SentenceEncoderTrainer(encoder, args, sentences(16), loss=MultipleNegativesRanking()).train()
     loaded = SentenceEncoder.from_pretrained(tmp_path / "final_model")
-    np.testing.assert_allclose(loaded.encode(["a good dog"]), encoder.encode(["a good dog"]), atol=1e-5)
+    wanted = encoder.encode(["a good dog"])
+    np.testing.assert_allclose(loaded.encode(["a good dog"]), wanted, atol=1e-5)
+    encoder.save_pretrained(tmp_path / "own")  # a plain encoder again
+    np.testing.assert_allclose(
+        SentenceEncoder.from_pretrained(tmp_path / "own").encode(["a good dog"]), wanted, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("include_prompt", [True, False])
