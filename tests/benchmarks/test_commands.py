@@ -66,6 +66,8 @@ def test_each_command(tiny_bert_folder, tmp_path, verb, capsys):
     if verb == "load":
         assert [row["what"] for row in rows][:2] == ["load, first", "load, again"]
         assert {"import mlx_bert", "mlx-bert --help"} <= {row["what"] for row in rows}
+        assert all(0 < row["GB/s"] < 1000 and row["peak over file"] > 0.9 for row in rows[:2])
+        assert result["roofline"]["copy_bytes"] > 0
     if verb == "compare":
         names = [row["engine"] for row in rows]
         assert names[0] == "mlx-bert"
@@ -174,6 +176,7 @@ def test_latency_of_made_up_weights(tmp_path, tiny_bert_folder, monkeypatch):
         (["latency", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
         (["latency", "--calls", "0"], r"expected --calls of at least 1 but got 0"),
         (["latency", "--lengths", "999"], r"expected --lengths up to 64, all that the model takes"),
+        (["load", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
         (["throughput", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
         (["compare", "--rounds", "0"], r"expected --rounds of at least 1 but got 0"),
     ],
