@@ -35,7 +35,7 @@ from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
-from mlx_bert.training.objective import evaluate
+from mlx_bert.training.objective import evaluate, loss_weight
 from mlx_bert.training.step import compiles
 from mlx_bert.training.train_metrics import TrainMetrics
 from mlx_bert.training.trainer import Trainer, TrainResult
@@ -300,11 +300,17 @@ class JointObjective:
             "ner": model.ner_head.compute_loss({"logits": outputs["ner_logits"]}, labels["tags"]),
         }
 
+    def weights(self, model: JointIntentNER, labels: Mapping[str, Any] | None) -> mx.array:
+        """The sentences, and the tags by the weights of their classes; zeros for None."""
+        if labels is None:
+            return mx.zeros(2)
+        return mx.stack([mx.array(float(labels["intent"].shape[0])), loss_weight(model.ner_head, labels["tags"])])
+
     def loss(self, model: JointIntentNER, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
-        """The sum, and the number of sentences."""
+        """The loss of each task, and :meth:`weights`."""
         each = self.losses(model, outputs, batch["labels"])
-        counted = [loss for part, loss in each.items() if not (model.training and model.is_frozen(part))]
-        return sum(counted, mx.array(0.0)), mx.array(float(batch["labels"]["intent"].shape[0]))
+        counted = [mx.array(0.0) if model.training and model.is_frozen(part) else loss for part, loss in each.items()]
+        return mx.stack(counted), self.weights(model, batch["labels"])
 
     def metrics(self, model: JointIntentNER, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
         """Loss and accuracy of each task, by token for the tags; by word, precision, recall and f1 of entities.
@@ -410,6 +416,18 @@ def train_joint(
     Raises:
         ValueError: as :func:`joint_examples`, or wrong settings.
     """
+    return joint_trainer(model, train, validation, args, evaluate_train, callbacks).train(resume)
+
+
+def joint_trainer(
+    model: JointIntentNER,
+    train: Sequence[Example],
+    validation: Sequence[Example] | None = None,
+    args: Mapping[str, Any] | None = None,
+    evaluate_train: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """What :func:`train_joint` runs, ready to be started; the arguments are the same."""
     patience = {} if validation is not None else {"patience": 0}
     settings = TrainingArgs.from_dict({**DEFAULTS, **patience, **(args or {})})
     examples = joint_examples(model, train, settings.max_length)
@@ -427,7 +445,7 @@ def train_joint(
     measured = [TrainMetrics(examples)] if evaluate_train else []
     options = {"tokenizer": tokenizer, "collate": collate, "objective": JointObjective(), "sampler": sampler}
     options["callbacks"] = [*measured, *callbacks]
-    return Trainer(model, settings, examples, held_out, **options).train(resume)
+    return Trainer(model, settings, examples, held_out, **options)
 
 
 def evaluate_joint(model: JointIntentNER, rows: Sequence[Example], batch_size: int = 64) -> dict[str, float]:

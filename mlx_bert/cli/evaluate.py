@@ -34,6 +34,7 @@ from mlx_bert.cli.model_kind import (
     CROSS_ENCODER,
     EMBEDDING,
     FEW_SHOT,
+    JOINT,
     MASKED_LM,
     MULTI_TASK,
     add_model_arguments,
@@ -75,6 +76,7 @@ def main(args: argparse.Namespace) -> int:
         CROSS_ENCODER: cross_encoder_report,
         MASKED_LM: masked_lm_report,
         FEW_SHOT: few_shot_classifier_report,
+        JOINT: joint_report,
     }[model.task]
     report = {"model": model.folder, "data": args.data, **measure(model.folder, args)}
     if args.plot:
@@ -231,6 +233,13 @@ def masked_lm_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     collate = MaskingCollator(default_collator(model, tokenizer, exact=True), tokenizer, Masking())
     metrics, *_ = run_over(model, MaskedLMObjective(), rows, collate, args)
     return {"examples": len(texts), "metrics": metrics}
+
+
+def joint_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of intents and tags."""
+    from mlx_bert.cli import train_joint
+
+    return train_joint.joint_report(folder, args)
 
 
 def few_shot_classifier_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:

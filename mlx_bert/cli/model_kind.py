@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM = "multi_task", "embedding", "cross_encoder", "masked_lm"
-FEW_SHOT = "few_shot"
-NAMED_TASKS = (MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM, FEW_SHOT)
+FEW_SHOT, JOINT, SENTENCE_MTL, COMPACT = "few_shot", "joint", "sentence_mtl", "compact"
+NAMED_TASKS = (MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM, FEW_SHOT, JOINT, SENTENCE_MTL, COMPACT)
+OWN_FILES = {"joint_config.json": JOINT, "mtl_config.json": SENTENCE_MTL}  # of models that are nothing else
 
 
 def add_model_arguments(parser: Any) -> None:
@@ -51,6 +52,9 @@ def find_model(source: str, task: str | None = None) -> FoundModel:
     for candidate in (folder, *(folder / part for part in MODEL_PARTS)):
         if (candidate / MULTIHEAD_CONFIG).is_file():
             return FoundModel(str(candidate), MULTI_TASK)
+        for name, own in OWN_FILES.items():
+            if (candidate / name).is_file():
+                return FoundModel(str(candidate), own)
         if (candidate / "few_shot_config.json").is_file() and task in (None, FEW_SHOT):
             return FoundModel(str(candidate), FEW_SHOT)
         if (candidate / METADATA).is_file() and task is None:

@@ -73,6 +73,9 @@ def line_of(row: Row) -> str:
     text = f"{text} | {row['text_pair']}" if "text_pair" in row else text
     if "entities" in row:
         return f"{_entities(row['entities'])}  {text}"
+    if "tags" in row:
+        tagged = " ".join(f"{word}/{tag}" for word, tag in zip(row["words"], row["tags"], strict=True))
+        return f"{row['intent']} {row['intent_confidence']:.4f}  {tagged}"
     if "answer" in row:
         return f"{row['confidence']:.4f}  {row['answer'] or '(no answer)'}  {text}"
     if "choice" in row:

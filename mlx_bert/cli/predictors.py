@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_bert.cli.head_data import KIND_OF_HEAD
-from mlx_bert.cli.model_kind import CROSS_ENCODER, EMBEDDING, FEW_SHOT, MASKED_LM, MULTI_TASK
+from mlx_bert.cli.model_kind import CROSS_ENCODER, EMBEDDING, FEW_SHOT, JOINT, MASKED_LM, MULTI_TASK
 from mlx_bert.cli.prediction_rows import Row
 
 SECOND = {"question_answering": "context", "multiple_choice": "choices"}  # what a question is read with
@@ -161,6 +161,12 @@ def _few_shot(folder: str, args: argparse.Namespace) -> Predictor:
     return Predictor("text", predict)
 
 
+def _joint(folder: str, args: argparse.Namespace) -> Predictor:
+    from mlx_bert.cli.predict_tasks import joint_predictor
+
+    return Predictor("text", joint_predictor(folder, args))
+
+
 def _classes(probabilities: Any, names: Sequence[str], top_k: int) -> Row:
     """The best class, its probability, and with ``top_k`` above 1 those of the best classes."""
     scored = {names[int(i)]: float(probabilities[i]) for i in (-probabilities).argsort(kind="stable")[:top_k]}
@@ -178,5 +184,6 @@ LOADERS: dict[str, Callable[[str, argparse.Namespace], Predictor]] = {
     CROSS_ENCODER: _cross_encoder,
     MASKED_LM: _masked_lm,
     FEW_SHOT: _few_shot,
+    JOINT: _joint,
     EMBEDDING: _embedding,
 }

@@ -22,6 +22,7 @@ tasks, and what a row has (other columns: --text-column, --label-column, --colum
   cross_encoder                text, text_pair, label; or query, documents, labels: see --loss
   masked_lm                    text
   few_shot                     text, label
+  joint                        tokens (or text, cut at blanks), intent, tags (one per token, O for none)
 
 examples:
   mlx-bert train --model minilm --train reviews.csv --output reviews-model
@@ -32,6 +33,7 @@ examples:
   mlx-bert train --model minilm --task token_classification --train train.conll --eval dev.conll --output ner-model
   mlx-bert train --model minilm --task question_answering --train squad.json --max-length 384 --output qa-model
   mlx-bert train --model minilm --task multi_task --train mails.csv --tasks intent=intent mood=mood --output mails-model
+  mlx-bert train --model minilm --task joint --train snips.jsonl --epochs 20 --output joint-model
   mlx-bert train --model minilm --task embedding --loss multiple_negatives --train pairs.jsonl --output my-embedder
   mlx-bert train --model minilm --train reviews.csv --output reviews-model --resume       (after an interruption)
   mlx.launch -n 2 -- mlx-bert train --model minilm --train reviews.csv --output out       (docs/distributed.md)
@@ -64,17 +66,18 @@ RECIPES = {
     "cross_encoder": "train_cross_encoder",
     "masked_lm": "train_masked_lm",
     "few_shot": "train_few_shot",
+    "joint": "train_joint",
 }
 POOLINGS = ("cls", "mean", "max", "attention", "weighted_mean", "last")
 TASK_SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
 # Options that only some tasks have: destination -> the recipes that do. Others must not be given: none is ignored.
 ONLY = {
     "hidden_sizes": ("train_head", "train_multi_task"),
-    "dropout": ("train_head", "train_multi_task"),
+    "dropout": ("train_head", "train_multi_task", "train_joint"),
     "labels": ("train_head",),
     "class_weights": ("train_head", "train_multi_task"),
     "crf": ("train_head",),
-    "head_options": ("train_head", "train_multi_task"),
+    "head_options": ("train_head", "train_multi_task", "train_joint"),
     "stride": ("train_head",),
     "null_threshold": ("train_head",),
     "tasks": ("train_multi_task",),
@@ -95,7 +98,14 @@ ONLY = {
     "largest_score": ("train_head", "train_embedding", "train_cross_encoder"),
     "max_answer_length": ("train_head",),
     "task_sampling": ("train_multi_task",),
-    "eval_size": ("train_head", "train_multi_task", "train_embedding", "train_cross_encoder", "train_masked_lm"),
+    "eval_size": (
+        "train_head",
+        "train_multi_task",
+        "train_embedding",
+        "train_cross_encoder",
+        "train_masked_lm",
+        "train_joint",
+    ),
     "pair_iterations": ("train_few_shot",),
     "max_pairs": ("train_few_shot",),
 }

@@ -100,7 +100,8 @@ def read_parts(args: argparse.Namespace, kind: str, seed: int) -> tuple[Any, Any
     rows = read(args.train, kind, args)
     if args.eval:
         return rows, read(args.eval, kind, args), args.eval
-    strata = [str(row["label"]) if kind == "class" else None for row in rows]
+    role = {"class": "label", "joint": "intent"}.get(kind)
+    strata = [row[role] if role else None for row in rows]
     split = split_examples(strata, args.eval_size, 0.0, seed=seed)
     parts = [type(rows)([rows[place] for place in places], rows.classes) for places in (split.train, split.validation)]
     return *parts, f"{args.eval_size:g} of {args.train}"

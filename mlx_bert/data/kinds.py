@@ -294,6 +294,7 @@ FIRST = Field(("text", "text_a", "sentence1", "sentence_a", "premise", "anchor",
 SECOND = Field(("text_pair", "text_b", "sentence2", "sentence_b", "hypothesis", "positive", "document"), text)
 LABEL = Field(("label",), class_name, target=True)
 TOKENS = Field(("tokens", "words"), words)
+TAGS = Field(("tags", "ner_tags"), words, target=True)
 
 KINDS: dict[str, Kind] = {
     "text": Kind({"text": TEXT}),
@@ -302,7 +303,15 @@ KINDS: dict[str, Kind] = {
     "number": Kind(
         {"text": TEXT, "label": Field(("label", "score", "targets"), numbers, target=True)}, same_length="label"
     ),
-    "tagging": Kind({"tokens": TOKENS, "tags": Field(("tags", "ner_tags"), words, target=True)}, _tag_per_word),
+    "tagging": Kind({"tokens": TOKENS, "tags": TAGS}, _tag_per_word),
+    "joint": Kind(
+        {
+            "tokens": Field((*TOKENS.columns, *TEXT.columns), words),
+            "intent": Field(("intent", "label"), class_name, target=True),
+            "tags": TAGS,
+        },
+        _tag_per_word,
+    ),
     "question_answering": Kind(
         {
             "question": Field(("question",), text),

@@ -1,7 +1,10 @@
 """``mlx-bert train --task multi_task`` and ``mtl``: what lies in the folder and what can be done with it afterwards."""
 
-from cli_cases import labelled, lines
+import mlx.core as mx
+import numpy as np
+from cli_cases import MOODS, THINGS, labelled, lines, predictions, report
 
+from mlx_bert.__main__ import main
 from mlx_bert.checkpoint import read_json
 from mlx_bert.multihead import MultiheadClassifier
 
@@ -28,3 +31,61 @@ def test_a_classifier_knows_the_settings_it_was_trained_with(command, tmp_path):
     assert {name: added[name] for name in same} == {name: first[name] for name in same}
     assert added["learning_rate"] == 3e-3  # that of the command
     assert added["head_learning_rate"] == 10 * 3e-3  # what its heads learnt with
+
+
+def spoken(count=24):
+    """Words with a tag each, and what they are about."""
+    rows = []
+    for n in range(count):
+        mood, thing = MOODS[n % 3], THINGS[n % 4]
+        ask = n % 2 == 0
+        rows.append({"tokens": ["the", thing, "is", mood] if ask else ["we", "love", thing],
+                     "intent": "describe" if ask else "praise",
+                     "tags": ["O", "B-THING", "O", "B-MOOD"] if ask else ["O", "O", "B-THING"]})  # fmt: skip
+    return rows
+
+
+def test_intents_with_tags(command, tmp_path):
+    data, output = lines(tmp_path / "d.jsonl", spoken()), tmp_path / "run"
+    options = ("--task", "joint", "--train", data, "--eval", data, "--epochs", "8")
+    printed = command("train", *options, "--output", output, "--head-learning-rate", "1e-2")
+    assert "intents     describe 12, praise 12" in printed
+    assert "tags        O 48, B-MOOD 12, B-THING 24" in printed
+    assert "eval entity_f1" in printed
+    found = report(command, output, data)
+    assert found["metrics"]["intent_accuracy"] > 0.9
+    assert found["metrics"]["ner_accuracy"] > 0.9
+    assert {name: row["support"] for name, row in found["classes"].items()} == {"describe": 12, "praise": 12}
+    assert found["entities"]["MOOD"]["support"] == 12
+    (row,) = predictions(command, output, "the cat is happy")
+    assert (row["intent"], row["words"]) == ("describe", ["the", "cat", "is", "happy"])
+    assert row["tags"] == ["O", "B-THING", "O", "B-MOOD"]
+    assert "the/O cat/B-THING is/O happy/B-MOOD" in command("predict", "--model", output, "the cat is happy")
+    assert "expected no --max-length and no --top-k" in command(
+        "predict", "--model", output, "a", "--top-k", "2", code=2
+    )
+
+
+def test_the_options_of_a_joint_run_run_again(command, tmp_path):
+    data = lines(tmp_path / "d.jsonl", spoken(12))
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ("--head-option", "sentence=cls", "--freeze", "backbone", "--eval-size", "0.25", "--epochs", "1")
+    command("train", "--task", "joint", "--train", data, "--output", one, *options)
+    saved = read_json(one / "train_config.json")
+    assert (saved["task"], saved["head-learning-rate"], saved["schedule"]) == ("joint", 1e-3, "cosine_per_epoch")
+    assert main(["train", "--config", str(one / "train_config.json"), "--output", str(two)]) == 0
+    arrays = [mx.load(str(path / "best_model/joint.safetensors")) for path in (one, two)]
+    assert all(np.array_equal(np.array(arrays[0][name]), np.array(arrays[1][name])) for name in arrays[0])
+    assert read_json(one / "best_model/joint_config.json")["sentence"] == "cls"
+
+
+def test_what_intents_with_tags_need(command, tmp_path):
+    base = ("train", "--task", "joint", "--output", tmp_path / "run", "--train")
+    rows = [{"text": "the cat is happy", "intent": "a", "tags": ["O"] * 4}] * 4
+    data = lines(tmp_path / "a.jsonl", rows)
+    assert "expected at least 2 intents and a tag besides O" in command(*base, data, code=2)
+    data = lines(tmp_path / "b.jsonl", [{**rows[0], "tags": ["O"]}])
+    assert "line 1: expected 4 tags, one per token, but got 1" in command(*base, data, code=2)
+    data = lines(tmp_path / "c.jsonl", spoken())
+    assert "expected --head-option sentence=pooler" in command(*base, data, "--head-option", "size=1", code=2)
+    assert "expected no --pooling with --task joint" in command(*base, data, "--pooling", "cls", code=2)
