@@ -17,6 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_bert.encoders import cpu
+from mlx_bert.encoders.cpu_attention import trained_attention
+from mlx_bert.encoders.cpu_trace import is_traced
 
 # Activations by the names that config.json uses (transformers/activations.py).
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
@@ -228,7 +230,9 @@ def attend(
     B, _, L, d = query.shape
     scale = 1.0 / math.sqrt(d) if scale is None else scale
     weights = None
-    if return_weights or dropout > 0:
+    if cpu.suits(query) and is_traced() and not return_weights:
+        output = trained_attention(query, key, value, mask, scale, dropout)
+    elif return_weights or dropout > 0:
         if (shared_by := query.shape[1] // key.shape[1]) > 1:
             key, value = mx.repeat(key, shared_by, axis=1), mx.repeat(value, shared_by, axis=1)
         scores = (query * scale) @ key.swapaxes(-1, -2)

@@ -60,8 +60,10 @@ def apart(function: Callable[..., Any], *arrays: mx.array) -> Any:
 
 
 def _build(stream: mx.Stream, function: Callable[..., Any], arrays: Sequence[mx.array]) -> Any:
-    with mx.stream(stream):
-        return function(*arrays)
+    # Not mx.stream: to restore the thread's own stream afterwards, it would first have to start that one's thread.
+    mx.set_default_device(stream.device)
+    mx.set_default_stream(stream)
+    return function(*arrays)
 
 
 def _listed(arrays: mx.array | Sequence[mx.array]) -> list[mx.array]:

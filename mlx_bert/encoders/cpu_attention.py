@@ -1,0 +1,180 @@
+"""Attention with dropout and a derivative of its own, for training on MLX's CPU backend.
+
+MLX's derivative keeps six arrays of the size of the scores and passes over each. Here a tile of scores at a time is
+computed again, stays in the caches, and only each row's largest score and sum are kept (Dao et al. 2022,
+https://arxiv.org/abs/2205.14135, section 3.1).
+
+Dimensions: B batch, H attention heads, L tokens, d = D / H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_bert.encoders import cpu
+from mlx_bert.encoders.cpu_trace import apart
+
+Place = tuple[slice, slice, slice]
+
+
+def trained_attention(
+    query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float, dropout: float
+) -> mx.array:
+    """``dropped(softmax(scale * query @ key + mask)) @ value`` in float32, whose gradients take little memory.
+
+    Args:
+        query, key, value: ``(B, H, L, d)``; keys and values may have fewer heads, each shared by several queries'.
+        mask: boolean, True where attention is allowed, or to be added; broadcast to ``(B, H, L, L)``; or None.
+        dropout: probability of dropping an attention probability.
+
+    Returns:
+        ``(B, H, L, d)``.
+    """
+    if (shared_by := query.shape[1] // key.shape[1]) > 1:
+        key, value = mx.repeat(key, shared_by, axis=1), mx.repeat(value, shared_by, axis=1)
+    added = [] if mask is None else [mx.where(mask, 0.0, cpu.CLOSED) if mask.dtype == mx.bool_ else mask]
+    keep = mx.random.bernoulli(1 - dropout, (*query.shape[:3], key.shape[2])) if dropout > 0 else None
+
+    @mx.custom_function
+    def attended(*inputs: mx.array) -> list[mx.array]:
+        return apart(lambda *x: _forward(*x[:3], x[3:], keep, scale, dropout), *inputs)
+
+    @attended.vjp
+    def derivative(inputs: Sequence[mx.array], cotangents: Sequence[mx.array], rest: Sequence[mx.array]) -> Any:
+        @mx.custom_function
+        def gradients(cotangent: mx.array, *inputs: mx.array) -> list[mx.array]:
+            return apart(lambda c, *x: _backward(*x[:3], x[3:], keep, (c, *rest), scale, dropout), cotangent, *inputs)
+
+        @gradients.vjp
+        def second(primals: Sequence[mx.array], cotangents: Sequence[mx.array], _: Any) -> list[mx.array]:
+            def plain(*x: mx.array) -> list[mx.array]:
+                return [_plain(*x[:3], x[3:], keep, scale, dropout)]
+
+            return mx.vjp(lambda c, *x: mx.vjp(plain, list(x), [c])[1], list(primals), list(cotangents))[1]
+
+        return gradients(cotangents[0], *inputs)
+
+    return attended(query, key, value, *added)[0]
+
+
+def _plain(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    added: Sequence[mx.array],
+    keep: mx.array | None,
+    scale: float,
+    dropout: float,
+) -> mx.array:
+    """The same for MLX to differentiate, where derivatives of derivatives are asked for."""
+    scores = scale * query @ key.swapaxes(-1, -2)
+    weights = mx.softmax(sum(added, scores), axis=-1)
+    return (weights if keep is None else weights * keep / (1 - dropout)) @ value
+
+
+def _forward(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    added: Sequence[mx.array],
+    keep: mx.array | None,
+    scale: float,
+    dropout: float,
+) -> list[mx.array]:
+    """The result ``(B, H, L, d)``, and of each row of scores the largest and the sum of exponentials."""
+    query, key, value = query * scale, (key * 1.0).swapaxes(-1, -2), value * (1 / (1 - dropout))
+
+    def tile(place: Place) -> list[mx.array]:
+        scores = _scores(query, key, added, place)
+        highest = cpu._row_max(scores)
+        weights = _exponentials(highest - scores)
+        total = weights @ mx.ones((weights.shape[-1], 1))
+        weights = weights if keep is None else _dropped(weights, keep[place])
+        return [(weights @ value[place[:2]]) / total, highest, total]
+
+    return _tiled(tile, (*query.shape[:3], key.shape[3]), [2, 2, 2])
+
+
+def _backward(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    added: Sequence[mx.array],
+    keep: mx.array | None,
+    rest: Sequence[mx.array],
+    scale: float,
+    dropout: float,
+) -> list[mx.array]:
+    """Gradients for query, key, value and what is added; ``rest`` is the result's gradient and what came out."""
+    cotangent, result, highest, total = rest
+    query, key, value = query * scale, key * 1.0, (value * 1.0).swapaxes(-1, -2)
+    across = key.swapaxes(-1, -2)
+    cotangent = cotangent / total
+    # The sum over a row of probability times its gradient is that over the result times its own.
+    mean = mx.sum(cotangent * result, axis=-1, keepdims=True)
+    cotangent = cotangent * (1 / (1 - dropout))
+
+    def tile(place: Place) -> list[mx.array]:
+        weights = _exponentials(highest[place] - _scores(query, across, added, place))
+        own = cotangent[place]
+        gradient, used = own @ value[place[:2]], weights
+        if keep is not None:
+            gradient, used = _dropped(gradient, keep[place]), _dropped(weights, keep[place])
+        gradient = weights * (gradient - mean[place])
+        of_key, of_value = gradient.swapaxes(-1, -2) @ query[place], used.swapaxes(-1, -2) @ own
+        return [gradient @ key[place[:2]], of_key, of_value, *[gradient] * len(added)]
+
+    shape = (*query.shape[:3], key.shape[2])
+    found = _tiled(tile, shape, [2, None, None, *[2] * len(added)])
+    for number, array in enumerate(added, 3):
+        found[number] = _summed_to(found[number], array.shape)
+    return [found[0] * scale, *found[1:]]
+
+
+def _scores(query: mx.array, key: mx.array, added: Sequence[mx.array], place: Place) -> mx.array:
+    scores = query[place] @ key[place[:2]]
+    return scores + cpu._cut(added[0], place) if added else scores
+
+
+def _exponentials(t: mx.array) -> mx.array:
+    """``exp_negative`` where no gradient is traced through it."""
+    return cpu._inverse_fourth_power(cpu._exp_quarter(t))
+
+
+@mx.compile
+def _dropped(array: mx.array, keep: mx.array) -> mx.array:
+    return array * keep
+
+
+def _tiled(
+    tile: Callable[[Place], list[mx.array]], shape: tuple[int, int, int, int], axes: Sequence[int | None]
+) -> list[mx.array]:
+    """What ``tile`` gives for each part of the scores, put together along the queries, or (None) added up over them."""
+    B, H, L, keys = shape
+    rows, heads = max(1, cpu.TILE // (H * L * keys)), min(H, max(1, cpu.TILE // (L * keys)))
+    queries = min(L, max(1, cpu.TILE // keys))
+
+    def parts(size: int, step: int) -> Iterator[slice]:
+        return (slice(start, start + step) for start in range(0, size, step))
+
+    def joined(found: Sequence[list[mx.array]], axes: Sequence[int | None]) -> list[mx.array]:
+        return [
+            sum(column[1:], column[0]) if axis is None else cpu._joined(list(column), axis)
+            for column, axis in zip(zip(*found, strict=True), axes, strict=True)
+        ]
+
+    def of_rows(row: slice) -> list[mx.array]:
+        of_heads = [joined([tile((row, head, part)) for part in parts(L, queries)], axes) for head in parts(H, heads)]
+        return joined(of_heads, [1] * len(axes))
+
+    return joined([of_rows(row) for row in parts(B, rows)], [0] * len(axes))
+
+
+def _summed_to(array: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """The gradient of a broadcast array of ``shape`` from that of what it was broadcast to."""
+    padded = (1,) * (array.ndim - len(shape)) + shape
+    axes = [axis for axis, size in enumerate(padded) if size == 1 != array.shape[axis]]
+    return (mx.sum(array, axis=axes, keepdims=True) if axes else array).reshape(shape)
