@@ -349,7 +349,8 @@ def _load_dataset(name: str, config: str | None, split: str | None) -> Any:
         return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library raises many kinds: no such data set, config or split, no network
         wanted = f"{name}{f':{config}' if config else ''}{f'@{split}' if split else ''}"
-        raise ValueError(f"[data] datasets cannot load {wanted}: {error}") from None
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"[data] datasets cannot load {wanted}: {error}{cause}") from None
 
 
 def _datasets(what: Any) -> Any:
