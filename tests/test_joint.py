@@ -175,6 +175,12 @@ def test_the_settings_freeze_the_encoder_too(settings, still, compact, tmp_path)
     ) + ["main"]
 
 
+def test_layers_are_frozen_with_what_is_below_them(compact):
+    names = {name for name, _ in tree_flatten(compact().freeze("backbone", num_layers=1).bert.trainable_parameters())}
+    assert {name.split(".layers.")[1][0] for name in names if ".layers." in name} == {"1"}
+    assert not any("embeddings" in name for name in names)
+
+
 def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):
     model = compact()
     batch = batch_of(model, rows(6))

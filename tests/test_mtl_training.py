@@ -7,6 +7,7 @@ import torch
 from mlx.utils import tree_flatten
 from mtl_cases import SENTENCES, new_model
 
+from heads.losses import supervised_contrastive_loss
 from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
 from mlx_bert.mtl_training import DifficultySampler, MTLObjective, MTLTrainer, encoder_distance, task_difficulties
 
@@ -104,6 +105,17 @@ def test_terms_that_count_in_training_only(tiny_bert_folder):
     assert contrastive > 0.1
     assert loss(True, embedding_weight=0.5) == pytest.approx(plain + 0.5 * contrastive, rel=1e-4)
     assert encoder_distance(new_model(tiny_bert_folder)).item() == 0
+
+
+def test_the_loss_of_the_embeddings_is_the_mean_over_the_tasks(tiny_bert_folder):
+    model = new_model(tiny_bert_folder, tasks=TASKS, dropout=0.0).train()
+    model.bert.eval()
+    batch = batch_of(model, rows(12))
+    plain, more = MTLObjective(), MTLObjective(embedding_weight=0.5, temperature=0.2)
+    outputs = plain.forward(model, batch)
+    added = mx.sum(more.loss(model, outputs, batch)[0]) - mx.sum(plain.loss(model, outputs, batch)[0])
+    each = [supervised_contrastive_loss(outputs["embeddings"], batch["labels"][task], 0.2).item() for task in TASKS]
+    assert added.item() == pytest.approx(0.5 * np.mean(each), rel=1e-4)
 
 
 def test_it_learns_from_partial_labels(tiny_bert_folder, tmp_path):
