@@ -261,6 +261,18 @@ class MTLTrainer:
             ValueError: an unknown label or task, an example without any label, or a sampling that has no validation
                 examples to go by.
         """
+        self.result = self.trainer(train_examples, validation_examples).train(resume)
+        self.model.unfreeze_bert()
+        self.model.eval()
+        epochs = [record for record in self.result.history["epochs"] if record["epoch"] == int(record["epoch"])]
+        return {"train_metrics": _history(epochs, "train_"), "val_metrics": _history(epochs, "eval_")}
+
+    def trainer(
+        self,
+        train_examples: Sequence[Example] | Mapping[str, mx.array],
+        validation_examples: Sequence[Example] | Mapping[str, mx.array] | None = None,
+    ) -> Trainer:
+        """What :meth:`train` runs, ready to be started; arguments and errors are the same."""
         if self.sampling != "shuffle" and validation_examples is None:
             raise ValueError(f"[mtl] expected validation_examples with sampling {self.sampling!r} but got none.")
         train = self._prepared(train_examples)
@@ -286,11 +298,7 @@ class MTLTrainer:
             callbacks=[*recorder, *self.callbacks],
             sampler=sampler,
         )
-        self.result = trainer.train(resume)
-        self.model.unfreeze_bert()
-        self.model.eval()
-        epochs = [record for record in self.result.history["epochs"] if record["epoch"] == int(record["epoch"])]
-        return {"train_metrics": _history(epochs, "train_"), "val_metrics": _history(epochs, "eval_")}
+        return trainer
 
     def evaluate(self, examples: Sequence[Example] | Mapping[str, mx.array]) -> dict[str, float]:
         """``loss`` and the metrics of each task, as in :meth:`train`, of the model as it is."""

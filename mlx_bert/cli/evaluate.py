@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from mlx_bert.cli.model_kind import (
     JOINT,
     MASKED_LM,
     MULTI_TASK,
+    SENTENCE_MTL,
     add_model_arguments,
     find_model,
 )
@@ -77,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
         MASKED_LM: masked_lm_report,
         FEW_SHOT: few_shot_classifier_report,
         JOINT: joint_report,
+        SENTENCE_MTL: sentence_mtl_report,
     }[model.task]
     report = {"model": model.folder, "data": args.data, **measure(model.folder, args)}
     if args.plot:
@@ -151,27 +153,54 @@ def _target_names(rows: Any, count: int) -> list[str]:
 
 def tasks_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """The report of each task of a model with several."""
-    from mlx_bert.cli.task_options import read_task_rows
     from mlx_bert.multihead import MultiheadClassifier
 
     model = MultiheadClassifier().load(folder)
     if args.max_length:
         model.config.training.max_length = args.max_length
-    tasks = args.tasks or {task: task for task in model.tasks}
-    if unknown := sorted(set(tasks) - set(model.tasks)):
-        raise ValueError(f"[evaluate] {folder} has no task {', '.join(unknown)}. It has {', '.join(model.tasks)}.")
+
+    def predict(texts: list[str]) -> dict[str, list[str]]:
+        found = model.predict_all_tasks(texts)
+        return {task: [each["label"] for each in rows] for task, rows in found.items()}
+
+    return _report_of_tasks(folder, {task: model.get_labels(task) for task in model.tasks}, predict, args)
+
+
+def sentence_mtl_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of each task beside sentence embeddings."""
+    from mlx_bert.mtl import SentenceTransformerMTL
+    from mlx_bert.mtl_data import MAX_LENGTH
+
+    model = SentenceTransformerMTL.from_pretrained(folder)
+
+    def predict(texts: list[str]) -> dict[str, list[str]]:
+        found = model.predict(texts, batch_size=args.batch_size, max_length=args.max_length or MAX_LENGTH)
+        return {task: each["labels"] for task, each in found.items()}
+
+    return _report_of_tasks(folder, model.tasks, predict, args)
+
+
+def _report_of_tasks(
+    folder: str, labels: dict[str, list[str]], predict: Callable[[list[str]], dict[str, list[str]]],
+    args: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    from mlx_bert.cli.task_options import read_task_rows
+
+    tasks = args.tasks or {task: task for task in labels}
+    if unknown := sorted(set(tasks) - set(labels)):
+        raise ValueError(f"[evaluate] {folder} has no task {', '.join(unknown)}. It has {', '.join(labels)}.")
     rows = read_task_rows(args.data, tasks, args)
-    found = model.predict_all_tasks([row["text"] for row in rows])
+    found = predict([row["text"] for row in rows])
     reports = {}
     for task in tasks:
-        known = {name: number for number, name in enumerate(model.get_labels(task))}
+        known = {name: number for number, name in enumerate(labels[task])}
         places = [place for place, row in enumerate(rows) if row["label"].get(task) is not None]
         if unseen := sorted({rows[place]["label"][task] for place in places} - set(known)):
             raise ValueError(f"[evaluate] the task {task} has no label {unseen[0]!r}. It has {', '.join(known)}.")
         if not places:
             continue
         wanted = [known[rows[place]["label"][task]] for place in places]
-        own = class_report([known[found[task][place]["label"]] for place in places], wanted, list(known))
+        own = class_report([known[found[task][place]] for place in places], wanted, list(known))
         right = sum(own["confusion"][number][number] for number in range(len(known)))
         macro = [row["f1"] for row in own["classes"].values() if row["support"]]
         metrics = {"accuracy": right / len(places), "f1_macro": sum(macro) / len(macro)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_bert.cli.head_data import KIND_OF_HEAD
-from mlx_bert.cli.model_kind import CROSS_ENCODER, EMBEDDING, FEW_SHOT, JOINT, MASKED_LM, MULTI_TASK
+from mlx_bert.cli.model_kind import CROSS_ENCODER, EMBEDDING, FEW_SHOT, JOINT, MASKED_LM, MULTI_TASK, SENTENCE_MTL
 from mlx_bert.cli.prediction_rows import Row
 
 SECOND = {"question_answering": "context", "multiple_choice": "choices"}  # what a question is read with
@@ -167,6 +167,12 @@ def _joint(folder: str, args: argparse.Namespace) -> Predictor:
     return Predictor("text", joint_predictor(folder, args))
 
 
+def _sentence_mtl(folder: str, args: argparse.Namespace) -> Predictor:
+    from mlx_bert.cli.predict_tasks import sentence_mtl_predictor
+
+    return Predictor("text", sentence_mtl_predictor(folder, args))
+
+
 def _classes(probabilities: Any, names: Sequence[str], top_k: int) -> Row:
     """The best class, its probability, and with ``top_k`` above 1 those of the best classes."""
     scored = {names[int(i)]: float(probabilities[i]) for i in (-probabilities).argsort(kind="stable")[:top_k]}
@@ -185,5 +191,6 @@ LOADERS: dict[str, Callable[[str, argparse.Namespace], Predictor]] = {
     MASKED_LM: _masked_lm,
     FEW_SHOT: _few_shot,
     JOINT: _joint,
+    SENTENCE_MTL: _sentence_mtl,
     EMBEDDING: _embedding,
 }

@@ -34,8 +34,8 @@ def add_task_arguments(group: Any) -> None:
     """The option for models of several tasks."""
     group.add_argument(
         "--tasks", action=Tasks, type=task_assignment, nargs="+", metavar="TASK=COLUMN",
-        help="multi_task: the tasks and the column of each; a cell may be empty. In a file for --config also tables "
-        "[tasks.NAME] with train, eval, text-column, label-column and weight, for a file per task",
+        help="multi_task, sentence_mtl: the tasks and the column of each; a cell may be empty. In a file for --config "
+        "also tables [tasks.NAME] with train, eval, text-column, label-column and weight, for a file per task",
     )  # fmt: skip
 
 
@@ -73,8 +73,8 @@ class TaskSource(NamedTuple):
         """
         if not args.tasks:
             raise ValueError(
-                "[train] expected tasks with --task multi_task but got none. Name them: --tasks intent=COLUMN ..., or "
-                "tables [tasks.NAME] in the file of --config."
+                f"[train] expected tasks with --task {args.task} but got none. Name them: --tasks intent=COLUMN ..., "
+                "or tables [tasks.NAME] in the file of --config."
             )
         sources, shared, weights = [], {}, {}
         for task, given in args.tasks.items():
@@ -125,6 +125,22 @@ def read_task_parts(
         for part, rows in zip(parts, (train, held_out), strict=True):
             part += rows
     return parts
+
+
+def task_labels(task: str, rows: list[dict[str, Any]]) -> Any:
+    """The label map of a task: the classes that its source names, else those that rows have.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    from mlx_bert.data.labels import LabelMap
+
+    found = [row["label"][task] for row in rows if row["label"].get(task) is not None]
+    classes = next((row["classes"][task] for row in rows if task in row["classes"]), None)
+    labels = LabelMap(classes) if classes else LabelMap.from_labels(found)
+    if len(labels) < 2:
+        raise ValueError(f"[train] expected at least 2 classes of the task {task} but got {list(labels.names)}.")
+    return labels
 
 
 def _is_data(value: str) -> bool:

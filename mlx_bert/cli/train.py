@@ -18,6 +18,7 @@ tasks, and what a row has (other columns: --text-column, --label-column, --colum
   question_answering           question, context, answers (text and answer_start, none for "no answer")
   multiple_choice              question, choices, label
   multi_task                   text and a column per task, or a file per task: see --tasks
+  sentence_mtl                 as multi_task; the tasks are read from sentence embeddings, which the model gives too
   embedding                    two or more texts, maybe a score or label: see --loss
   cross_encoder                text, text_pair, label; or query, documents, labels: see --loss
   masked_lm                    text
@@ -33,6 +34,7 @@ examples:
   mlx-bert train --model minilm --task token_classification --train train.conll --eval dev.conll --output ner-model
   mlx-bert train --model minilm --task question_answering --train squad.json --max-length 384 --output qa-model
   mlx-bert train --model minilm --task multi_task --train mails.csv --tasks intent=intent mood=mood --output mails-model
+  mlx-bert train --model minilm --task sentence_mtl --train news.csv --tasks topic mood --output news-model
   mlx-bert train --model minilm --task joint --train snips.jsonl --epochs 20 --output joint-model
   mlx-bert train --model minilm --task embedding --loss multiple_negatives --train pairs.jsonl --output my-embedder
   mlx-bert train --model minilm --train reviews.csv --output reviews-model --resume       (after an interruption)
@@ -67,23 +69,24 @@ RECIPES = {
     "masked_lm": "train_masked_lm",
     "few_shot": "train_few_shot",
     "joint": "train_joint",
+    "sentence_mtl": "train_sentence_mtl",
 }
 POOLINGS = ("cls", "mean", "max", "attention", "weighted_mean", "last")
 TASK_SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
 # Options that only some tasks have: destination -> the recipes that do. Others must not be given: none is ignored.
 ONLY = {
     "hidden_sizes": ("train_head", "train_multi_task"),
-    "dropout": ("train_head", "train_multi_task", "train_joint"),
+    "dropout": ("train_head", "train_multi_task", "train_joint", "train_sentence_mtl"),
     "labels": ("train_head",),
     "class_weights": ("train_head", "train_multi_task"),
     "crf": ("train_head",),
-    "head_options": ("train_head", "train_multi_task", "train_joint"),
+    "head_options": ("train_head", "train_multi_task", "train_joint", "train_sentence_mtl"),
     "stride": ("train_head",),
     "null_threshold": ("train_head",),
-    "tasks": ("train_multi_task",),
-    "pooling": ("train_head", "train_multi_task"),
+    "tasks": ("train_multi_task", "train_sentence_mtl"),
+    "pooling": ("train_head", "train_multi_task", "train_sentence_mtl"),
     "loss": ("train_embedding", "train_cross_encoder"),
-    "loss_options": ("train_embedding", "train_cross_encoder"),
+    "loss_options": ("train_embedding", "train_cross_encoder", "train_sentence_mtl"),
     "teacher": ("train_embedding",),
     "matryoshka": ("train_embedding",),
     "chunk_size": ("train_embedding",),
@@ -97,7 +100,7 @@ ONLY = {
     "batch_sampler": ("train_embedding",),
     "largest_score": ("train_head", "train_embedding", "train_cross_encoder"),
     "max_answer_length": ("train_head",),
-    "task_sampling": ("train_multi_task",),
+    "task_sampling": ("train_multi_task", "train_sentence_mtl"),
     "eval_size": (
         "train_head",
         "train_multi_task",
@@ -105,6 +108,7 @@ ONLY = {
         "train_cross_encoder",
         "train_masked_lm",
         "train_joint",
+        "train_sentence_mtl",
     ),
     "pair_iterations": ("train_few_shot",),
     "max_pairs": ("train_few_shot",),

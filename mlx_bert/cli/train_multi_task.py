@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from mlx_bert.cli.task_options import TaskSource, read_task_parts
+from mlx_bert.cli.task_options import TaskSource, read_task_parts, task_labels
 from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
 from mlx_bert.data.labels import LabelMap, class_weights
 from mlx_bert.mtl_training import DifficultySampler, task_difficulties
@@ -30,7 +30,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         raise ValueError("[train] expected no --pair-column with --task multi_task, whose heads read single texts.")
     sources = TaskSource.of(args)
     rows, held_out = read_task_parts(sources, args, settings.seed)
-    labels = {task: _label_map(task, rows) for source in sources for task in source.tasks}
+    labels = {task: task_labels(task, rows) for source in sources for task in source.tasks}
     classifier = MultiheadClassifier.new(_config(args, settings, sources), labels, _weights(rows, labels))
     classifier.config.encoder.unfreeze_layers = _trained_layers(settings, classifier.model.bert.get_num_layers())
     length = classifier.config.training.max_length
@@ -73,15 +73,6 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         lines[task] = f"{count:,} examples of {len(names)} classes"
     print_summary(trainer, lines)
     return run(trainer, args)
-
-
-def _label_map(task: str, rows: list[dict[str, Any]]) -> LabelMap:
-    found = [row["label"][task] for row in rows if row["label"].get(task) is not None]
-    classes = next((row["classes"][task] for row in rows if task in row["classes"]), None)
-    labels = LabelMap(classes) if classes else LabelMap.from_labels(found)
-    if len(labels) < 2:
-        raise ValueError(f"[train] expected at least 2 classes of the task {task} but got {list(labels.names)}.")
-    return labels
 
 
 def _weights(rows: list[dict[str, Any]], labels: dict[str, LabelMap]) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ from cli_cases import MOODS, THINGS, labelled, lines, predictions, report
 
 from mlx_bert.__main__ import main
 from mlx_bert.checkpoint import read_json
+from mlx_bert.mtl import SentenceTransformerMTL
 from mlx_bert.multihead import MultiheadClassifier
 
 
@@ -89,3 +90,50 @@ def test_what_intents_with_tags_need(command, tmp_path):
     data = lines(tmp_path / "c.jsonl", spoken())
     assert "expected --head-option sentence=pooler" in command(*base, data, "--head-option", "size=1", code=2)
     assert "expected no --pooling with --task joint" in command(*base, data, "--pooling", "cls", code=2)
+
+
+def test_tasks_beside_sentence_embeddings(command, tmp_path):
+    rows = [{**row, "mood": "" if n % 5 == 0 else row["mood"]} for n, row in enumerate(labelled(30))]
+    data, output = lines(tmp_path / "d.jsonl", rows), tmp_path / "run"
+    options = ("--task", "sentence_mtl", "--train", data, "--eval", data, "--tasks", "mood", "what=thing")
+    printed = command("train", *options, "--output", output, "--epochs", "6", "--head-option", "output_dim=16")
+    assert "head        embeddings of width 16, 2 tasks, mean pooling, proportional sampling" in printed
+    assert "mood        24 examples of 3 classes" in printed
+    found = report(command, output, data, "--tasks", "mood", "what=thing")
+    assert found["tasks"]["mood"]["examples"] == 24
+    assert found["tasks"]["mood"]["metrics"]["accuracy"] > 0.6
+    model = SentenceTransformerMTL.from_pretrained(output / "best_model")
+    assert model.encode(["the good dog"]).shape == (1, 16)
+    (row,) = predictions(command, output, "the good dog", "--top-k", "2")
+    own = model.predict(["the good dog"])
+    assert (row["mood"], row["what"]) == (own["mood"]["labels"][0], own["what"]["labels"][0])
+    assert next(iter(row["mood_scores"].values())) == row["mood_confidence"] == float(own["mood"]["confidence"][0])
+    saved = read_json(output / "train_config.json")
+    assert (saved["task"], saved["schedule"], saved["tasks"]) == (
+        "sentence_mtl", "constant", {"mood": "mood", "what": "thing"}
+    )  # fmt: skip
+
+
+def test_the_options_of_sentence_mtl(command, tmp_path):
+    data = lines(tmp_path / "d.jsonl", labelled(16))
+    base = ("--task", "sentence_mtl", "--train", data, "--tasks", "mood")
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'task = "sentence_mtl"\ntask-sampling = "dynamic"\nepochs = 1\ntrain = "{data}"\n[tasks.mood]\nweight = 0.5\n'
+        "[head-option]\ntask_attention = true\n[loss-option]\nembedding_weight = 0.1\n"
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert "dynamic sampling" in command("train", "--config", config, "--output", one)
+    assert read_json(one / "best_model/mtl_config.json")["task_attention"] is True
+    assert main(["train", "--config", str(one / "train_config.json"), "--output", str(two)]) == 0
+    arrays = [mx.load(str(path / "best_model/mtl.safetensors")) for path in (one, two)]
+    assert all(np.array_equal(np.array(arrays[0][name]), np.array(arrays[1][name])) for name in arrays[0])
+    for options, message in (
+        (("--pooling", "max"), "expected --pooling of mean, cls with sentence_mtl but got max"),
+        (("--task-sampling", "sqrt"), "expected --task-sampling of proportional, dynamic with sentence_mtl"),
+        (("--head-option", "size=1"), "expected --head-option of output_dim"),
+        (("--loss-option", "size=1"), "expected --loss-option of embedding_weight"),
+        (("--pair-column", "thing"), "expected no --pair-column with --task sentence_mtl"),
+        (("--class-weights",), "expected no --class-weights with --task sentence_mtl"),
+    ):
+        assert message in command("train", *base, *options, code=2)
