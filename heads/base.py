@@ -55,6 +55,10 @@ class BaseKaggleHead(nn.Module, ABC):
     """The head's own options (`HeadConfig.extra`) with their defaults."""
     FEATURES: ClassVar[frozenset[str]] = frozenset()
     """Which of the options that not every head has (`_OPTIONAL_FEATURES`) this one has."""
+    needs_labels: bool = True
+    """Whether the loss needs labels; those of some losses of embeddings are the other rows of the batch."""
+    takes_groups: bool = False
+    """Whether an example is a group of texts, `(N, L)` tokens, such as choices or a pair."""
 
     def __init__(self, config: HeadConfig | Mapping[str, Any], **extra: Any):
         if missing := sorted(getattr(type(self), "__abstractmethods__", ())):

@@ -17,6 +17,7 @@ from heads.initialization import glorot_linear
 from heads.masks import as_boolean_mask
 
 _PAIR_LOSSES = ("info_nce", "pair_contrastive", "cosine_mse")
+_LABELLED = ("supervised", "pair_contrastive", "cosine_mse")
 
 
 class ContrastiveLearningHead(BaseKaggleHead):
@@ -41,6 +42,16 @@ class ContrastiveLearningHead(BaseKaggleHead):
         "loss": None,
         "margin": 1.0,
     }
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss needs labels; without a name it is one that does for single texts alone."""
+        return self.option("loss") in _LABELLED
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether the loss takes several texts per row; without a name it takes what it is given."""
+        return self.option("loss") not in (None, "supervised")
 
     def _fixed_output_size(self) -> int:
         return self.option("projection_dim")
@@ -100,6 +111,11 @@ class ContrastiveLearningHead(BaseKaggleHead):
         embeddings, temperature = predictions["embeddings"], self.option("temperature")
         name = self._loss_of(embeddings)
         unit = self.option("normalize_embeddings")
+        if name in _LABELLED and targets is None:
+            raise ValueError(
+                f"[{type(self).__name__}] expected labels with loss {name!r} but got none. Give some, or several texts "
+                "per row."
+            )
         if name == "supervised":
             return losses.supervised_contrastive_loss(embeddings, targets, temperature, unit)
         if name == "multiple_negatives":
@@ -145,6 +161,8 @@ class MetricLearningHead(ContrastiveLearningHead):
         "margin": 0.5,
         "distance": "cosine",
     }
+    needs_labels = True
+    takes_groups = False
 
     def option(self, name: str) -> Any:
         """Return an option; those that only the contrastive head has stand at their defaults."""

@@ -43,6 +43,11 @@ class RankingHead(BaseKaggleHead):
         "margin": 1.0,
     }
 
+    @property
+    def takes_groups(self) -> bool:
+        """Whether an example is a list of items; the pointwise loss takes items one by one."""
+        return self.option("ranking_loss") != "pointwise"
+
     def _fixed_output_size(self) -> int:
         return 1
 

@@ -39,6 +39,13 @@ class TextSimilarityHead(BaseKaggleHead):
         "margin": 1.0,
     }
 
+    takes_groups = True
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss needs a label of each pair."""
+        return self.option("loss") != "multiple_negatives"
+
     def _build_output_layer(self) -> None:
         config, size = self.config, self.config.output_size
         function = self.option("similarity_function")

@@ -110,9 +110,7 @@ class BertWithHead(nn.Module):
         states = encoded.last_hidden_state
         if input_ids.ndim == 3:
             states = states.reshape(*input_ids.shape, states.shape[-1])
-        if getattr(self.head, "needs_embeddings", False):
-            head_inputs = {"embeddings": _word_embeddings(self.bert), **head_inputs}
-        outputs = self.head(states, attention_mask, **head_inputs)
+        outputs = self.apply_head(states, attention_mask, **head_inputs)
         loss = None if labels is None else self.head.compute_loss(outputs, labels)
         if not return_dict:
             return loss, outputs["logits"] if "logits" in outputs else outputs["predictions"]
@@ -123,6 +121,14 @@ class BertWithHead(nn.Module):
         if output_attentions:
             result["attentions"] = encoded.attentions
         return result
+
+    def apply_head(
+        self, hidden_states: mx.array, attention_mask: mx.array | None = None, **head_inputs: Any
+    ) -> dict[str, Any]:
+        """The head's outputs for the encoder's ``hidden_states`` ``(B, L, D)`` or ``(B, N, L, D)``."""
+        if getattr(self.head, "needs_embeddings", False):
+            head_inputs = {"embeddings": _word_embeddings(self.bert), **head_inputs}
+        return self.head(hidden_states, attention_mask, **head_inputs)
 
     def get_bert(self) -> BertCore:
         """The encoder."""

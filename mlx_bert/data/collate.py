@@ -104,7 +104,8 @@ class Collator:
     Args:
         pad_id: the tokenizer's padding id.
         padding_side: ``"right"`` or ``"left"``.
-        token_labels: labels are one per token and are padded with -100.
+        token_labels: labels are one per token and are padded with -100; for labels in a dict, the names of those that
+            are.
         max_length: bound of the padded length (the encoder's); None for none.
         exact: pad to the longest row and not to one of few lengths; for code that is not compiled for each shape.
     """
@@ -113,7 +114,7 @@ class Collator:
         self,
         pad_id: int,
         padding_side: str = "right",
-        token_labels: bool = False,
+        token_labels: bool | Sequence[str] = False,
         max_length: int | None = None,
         exact: bool = False,
     ) -> None:
@@ -152,13 +153,19 @@ class Collator:
         if not mask.all():
             batch["attention_mask"] = mx.array(mask)
         if "labels" in examples[0]:
-            labels = [example["labels"] for example in examples]
-            if self.token_labels:
-                dtype = np.float32 if np.asarray(labels[0]).dtype.kind == "f" else np.int32
-                batch["labels"] = mx.array(self._pad(labels, length, IGNORE_INDEX, dtype))
-            else:
-                batch["labels"] = stack_labels(labels)
+            batch["labels"] = self._labels([example["labels"] for example in examples], length, self.token_labels)
         return batch
+
+    def _labels(self, labels: Sequence[Any], length: int, of_tokens: bool | Sequence[str]) -> Any:
+        if isinstance(labels[0], Mapping) and of_tokens:
+            return {
+                name: self._labels([label[name] for label in labels], length, of_tokens is True or name in of_tokens)
+                for name in labels[0]
+            }
+        if not of_tokens:
+            return stack_labels(labels)
+        dtype = np.float32 if np.asarray(labels[0]).dtype.kind == "f" else np.int32
+        return mx.array(self._pad(labels, length, IGNORE_INDEX, dtype))
 
     def _pad(self, rows: Sequence[Any], length: int, fill: float, dtype: Any) -> np.ndarray:
         """``(B, L, ...)`` from rows ``(l, ...)``; ``(B, N, L)`` from groups of rows."""

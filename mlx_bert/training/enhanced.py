@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from heads import BaseKaggleHead
 from mlx_bert.data.readers import Example
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Tokenizer
@@ -103,10 +104,9 @@ class EnhancedTrainer:
             ValueError: data that are neither examples nor batches, or are empty.
             FileExistsError: ``output_dir`` has results of another run.
         """
-        evaluation = None if val_dataset is None else examples_of(val_dataset)
-        run = _Run(
-            self.model, self.args, examples_of(train_dataset), evaluation, self.tokenizer, callbacks=self.callbacks
-        )
+        train, evaluation = (data if data is None else examples_of(data, self.model.head)
+                             for data in (train_dataset, val_dataset))  # fmt: skip
+        run = _Run(self.model, self.args, train, evaluation, self.tokenizer, callbacks=self.callbacks)
         return run.train(resume)
 
     def evaluate(self, dataset: Dataset) -> dict[str, float]:
@@ -115,18 +115,21 @@ class EnhancedTrainer:
         Raises:
             ValueError: data that are neither examples nor batches, or are empty.
         """
-        examples = examples_of(dataset)
-        feed = Feed(self.args, examples, examples, self.tokenizer, default_collator(self.model, self.tokenizer))
-        return evaluate(self.model.eval(), HeadObjective(), feed.eval_batches())[0]
+        examples, objective = examples_of(dataset, self.model.head), HeadObjective.of(self.model)
+        collate = default_collator(self.model, self.tokenizer)
+        feed = Feed(self.args, examples, examples, self.tokenizer, collate, needs_labels=objective.needs_labels)
+        return evaluate(self.model.eval(), objective, feed.eval_batches())[0]
 
 
-def examples_of(dataset: Dataset) -> list[Example]:
+def examples_of(dataset: Dataset, head: BaseKaggleHead | None = None) -> list[Example]:
     """Single examples from whatever a data set holds.
 
     Args:
         dataset: an iterable of examples (``input_ids (L,)``, or ``text``) or of batches (``input_ids (B, L)``,
-            ``labels (B, ...)``), or one dict of arrays with all examples. Padding, where ``attention_mask`` is 0, is
-            taken off; the trainer pads anew.
+            ``labels (B, ...)``), or one dict of arrays with all examples; where an example is a group of N texts, of
+            examples ``(N, L)`` or batches ``(B, N, L)``. Padding, where ``attention_mask`` is 0, is taken off; the
+            trainer pads anew.
+        head: says whether ``(N, L)`` is a group where labels don't show it; None for single texts.
 
     Raises:
         ValueError: an item that is none of these.
@@ -140,21 +143,40 @@ def examples_of(dataset: Dataset) -> list[Example]:
                 f"[EnhancedTrainer] expected dicts with input_ids or text but item {number} is {shown}. "
                 "Give examples or batches with input_ids, attention_mask and labels."
             )
-        if "input_ids" in item and np.ndim(item["input_ids"]) == 2:
-            arrays = {key: _array(value) for key, value in item.items() if value is not None}
+        arrays = {key: _array(value) for key, value in item.items() if value is not None}
+        spans = str(getattr(head, "head_type", None)) == "question_answering"
+        if _is_batch(arrays, head):
             examples += [
-                _unpadded({key: _row(value, row) for key, value in arrays.items()})
+                _unpadded({key: _row(value, row) for key, value in arrays.items()}, spans)
                 for row in range(len(arrays["input_ids"]))
             ]
         else:
-            examples.append(_unpadded({key: _array(value) for key, value in item.items() if value is not None}))
+            examples.append(_unpadded(arrays, spans))
     return examples
 
 
+def _is_batch(item: Example, head: BaseKaggleHead | None) -> bool:
+    """Whether an item holds several examples; ``(N, L)`` may be a batch of N texts, or one group of N."""
+    ids, labels = item.get("input_ids"), item.get("labels")
+    depth = 0 if ids is None else 1 + _depth(ids)
+    if depth != 2:
+        return depth == 3
+    if labels is None:
+        return head is None or (head.needs_labels and not head.takes_groups)
+    return not (getattr(head, "takes_groups", False) or (not isinstance(labels, Mapping) and np.ndim(labels) == 0))
+
+
+def _depth(ids: Any) -> int:
+    """Axes of what the first entry of ids is; rows may have different lengths."""
+    return np.ndim(ids[0]) if isinstance(ids, list) else np.ndim(ids) - 1
+
+
 def _array(value: Any) -> Any:
-    """numpy for arrays and lists, dicts entry by entry, anything else as it is."""
+    """numpy for arrays and lists, a list of it for rows of different lengths; anything else as it is."""
     if isinstance(value, Mapping):
         return {key: _array(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple) and len({np.shape(entry) for entry in value}) > 1:
+        return [np.array(entry) for entry in value]
     return value if isinstance(value, str | int | float) else np.array(value)
 
 
@@ -162,18 +184,34 @@ def _row(value: Any, row: int) -> Any:
     return {key: entry[row] for key, entry in value.items()} if isinstance(value, Mapping) else value[row]
 
 
-def _unpadded(example: Example) -> Example:
-    """An example without the tokens that its ``attention_mask`` marks as padding; labels of tokens shrink with it."""
+def _unpadded(example: Example, spans: bool = False) -> Example:
+    """An example without the tokens that its ``attention_mask`` marks as padding; labels of tokens shrink with it.
+
+    With ``spans``, labels are positions of tokens, which count from the first real one then.
+    """
     mask = example.pop("attention_mask", None)
-    if mask is None or "input_ids" not in example:
+    if "input_ids" not in example:
         return example
-    real = np.asarray(mask) > 0
-    if not real.any():
+    ids, labels = example["input_ids"], example.get("labels")
+    if mask is None:
+        mask = [np.ones(len(row)) for row in ids] if _depth(ids) else np.ones(len(ids))
+    if not any(np.any(row) for row in mask):
         raise ValueError(
             "[EnhancedTrainer] expected at least one real token per example but got only padding. Check it."
         )
-    labels = example.get("labels")
     keys = [key for key in ID_KEYS if key in example]
-    if isinstance(labels, np.ndarray) and labels.shape == real.shape:
-        keys.append("labels")
-    return {**example, **{key: np.asarray(example[key])[real] for key in keys}}
+    if _depth(ids):  # a group: a list of rows is what the collators take
+        rows = {key: [np.asarray(row)[np.asarray(own) > 0] for row, own in zip(example[key], mask, strict=True)]
+                for key in keys}  # fmt: skip
+        return {**example, **rows}
+    real = np.asarray(mask) > 0
+
+    def shrunk(value: Any) -> Any:
+        if spans:
+            return np.where(np.asarray(value) >= 0, value - real.argmax(), value)
+        if isinstance(value, Mapping):
+            return {key: shrunk(entry) for key, entry in value.items()}
+        return value[real] if isinstance(value, np.ndarray) and value.shape == real.shape else value
+
+    own = {"labels": shrunk(labels)} if labels is not None else {}
+    return {**example, **own, **{key: np.asarray(example[key])[real] for key in keys}}

@@ -28,12 +28,14 @@ def default_collator(model: Any, tokenizer: Tokenizer | None, exact: bool = Fals
     ``exact`` is :class:`Collator`'s.
     """
     config = getattr(getattr(model, "bert", None), "config", None)
-    head_type = str(getattr(getattr(model, "head", None), "head_type", None))
+    head = getattr(model, "head", None)
+    tasks = getattr(head, "task_heads", None) or {}
+    of_tokens = [name for name, own in tasks.items() if str(own.head_type) in TOKEN_LEVEL_HEADS]
     pad_id = tokenizer.pad_id if tokenizer else getattr(config, "pad_token_id", None) or 0
     return Collator(
         pad_id,
         tokenizer.padding_side if tokenizer else "right",
-        token_labels=head_type in TOKEN_LEVEL_HEADS,
+        token_labels=str(getattr(head, "head_type", None)) in TOKEN_LEVEL_HEADS or of_tokens,
         max_length=config.max_tokens if config is not None else None,
         exact=exact,
     )

@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays
 from mlx_bert.training.distributed import World
 
+INPUTS = ("input_ids", "hidden_states")
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "hamming")
 
 
@@ -33,24 +34,46 @@ class Objective(Protocol):
         """The model's outputs for a batch. Compiled: no host code that depends on values."""
 
     def loss(self, model: nn.Module, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
-        """The mean loss of a batch, and the number it is a mean over (its weight among other batches); scalars."""
+        """The mean loss of a batch, and the number it is a mean over (its weight among other batches); scalars.
+
+        Where the loss is a sum of K means over different numbers (of labels of each task), both are ``(K,)``, and
+        another method gives the numbers alone, zeros for None: ``weights(model, labels) -> (K,)``. Batches of an
+        update then add up to one large batch term by term.
+        """
 
     def metrics(self, model: nn.Module, outputs: Mapping[str, Any], labels: Any) -> dict[str, float]:
         """Metrics from the outputs and labels of a whole data set."""
 
 
 class HeadObjective:
-    """Loss and metrics of a ``BertWithHead``, from its head."""
+    """Loss and metrics of a ``BertWithHead``, from its head.
+
+    Args:
+        needs_labels: whether the loss of the model's head needs labels.
+    """
+
+    needs_labels = True
+
+    def __init__(self, needs_labels: bool = True) -> None:
+        self.needs_labels = needs_labels
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """The objective of a model with a head."""
+        return cls(getattr(getattr(model, "head", None), "needs_labels", True))
 
     def forward(self, model: Any, batch: Arrays) -> dict[str, Any]:
         """The head's outputs; encoder outputs in the batch (``hidden_states``) replace a run of the encoder."""
         if "hidden_states" in batch:
-            return model.head(batch["hidden_states"], batch.get("attention_mask"))
+            return model.apply_head(batch["hidden_states"], batch.get("attention_mask"))
         return model(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))["head_outputs"]
 
     def loss(self, model: Any, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
-        loss = model.head.compute_loss(outputs, batch["labels"]) + regularization(model)
-        return loss, loss_weight(model.head, batch["labels"])
+        labels = batch.get("labels")
+        loss = model.head.compute_loss(outputs, labels) + regularization(model)
+        if labels is None:
+            return loss, mx.array(float(next(batch[key] for key in INPUTS if key in batch).shape[0]))
+        return loss, loss_weight(model.head, labels)
 
     def metrics(self, model: Any, outputs: Mapping[str, Any], labels: Any) -> dict[str, float]:
         return {name: float(value) for name, value in model.head.compute_metrics(outputs, labels).items()}
@@ -90,7 +113,7 @@ def is_greater_better(metric: str) -> bool:
 
 def evaluate(
     model: nn.Module, objective: Objective, batches: Iterable[Arrays], forward: Any = None, world: World | None = None
-) -> tuple[dict[str, float], dict[str, np.ndarray], Any]:
+) -> tuple[dict[str, float], dict[str, Any], Any]:
     """Run a model over a data set.
 
     Args:
@@ -111,7 +134,7 @@ def evaluate(
         mx.eval(outputs, loss, weight)
         records.append(
             {
-                "outputs": {name: _to_numpy(value) for name, value in outputs.items()},
+                "outputs": tree_map(_to_numpy, outputs),
                 "labels": _labels_to_numpy(batch.get("labels")),
                 "loss": np.array(loss),
                 "weight": np.array(weight),
@@ -119,11 +142,11 @@ def evaluate(
         )
     if world is not None and world.size > 1:
         records = _from_all(records, world)
-    joined = {name: _join([r["outputs"][name] for r in records], 0) for name in records[0]["outputs"]}
+    joined = _join_outputs([record["outputs"] for record in records])
     labels = _join_labels([record["labels"] for record in records])
     weight, loss = (mx.array(np.stack([record[name] for record in records])) for name in ("weight", "loss"))
-    mean = mx.sum(mx.where(weight > 0, loss * weight, 0.0)) / mx.maximum(mx.sum(weight), 1e-9)
-    metrics = objective.metrics(model, {name: mx.array(value) for name, value in joined.items()}, labels)
+    mean = mx.sum(mx.sum(mx.where(weight > 0, loss * weight, 0.0), axis=0) / mx.maximum(mx.sum(weight, axis=0), 1e-9))
+    metrics = objective.metrics(model, tree_map(mx.array, joined), labels)
     return {"loss": float(mean), **{k: v for k, v in metrics.items() if k != "loss"}}, joined, labels
 
 
@@ -157,12 +180,18 @@ def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 def batch_forward(model: nn.Module, objective: Objective) -> Callable[[Arrays], Any]:
     """``batch -> (outputs that are arrays, loss, weight)``, to be compiled with the model's state as input."""
 
-    def forward(batch: Arrays) -> tuple[dict[str, mx.array], mx.array, mx.array]:
+    def forward(batch: Arrays) -> tuple[dict[str, Any], mx.array, mx.array]:
         outputs = objective.forward(model, batch)
         loss, weight = objective.loss(model, outputs, batch)
-        return {name: value for name, value in outputs.items() if isinstance(value, mx.array)}, loss, weight
+        return _arrays(outputs), loss, weight
 
     return forward
+
+
+def _arrays(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the arrays of a dict; those of several tasks lie in dicts of their own."""
+    nested = {name: _arrays(value) if isinstance(value, Mapping) else value for name, value in outputs.items()}
+    return {name: value for name, value in nested.items() if isinstance(value, mx.array | dict)}
 
 
 def _to_numpy(array: mx.array) -> np.ndarray:
@@ -180,6 +209,13 @@ def _join(parts: list[np.ndarray], fill: float) -> np.ndarray:
         for part in parts
     ]  # fmt: skip
     return np.concatenate(padded)
+
+
+def _join_outputs(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: (_join_outputs if isinstance(value, dict) else lambda own: _join(own, 0))([part[name] for part in parts])
+        for name, value in parts[0].items()
+    }
 
 
 def _labels_to_numpy(labels: Any) -> Any:

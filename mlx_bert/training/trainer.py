@@ -80,7 +80,7 @@ class Trainer:
         self.model = model
         self.args = args
         self.tokenizer = tokenizer
-        self.objective = objective or HeadObjective()
+        self.objective = objective or HeadObjective.of(model)
         self.world = World()
         every = [*([ProgressBar()] if args.progress else []), *loggers_of(args), *callbacks]
         self.callbacks = [callback for callback in every if self.world.is_main or not callback.main_only]

@@ -105,6 +105,12 @@ def test_labels_of_tokens_lose_their_padding_too():
     assert (second["input_ids"].tolist(), second["labels"].tolist()) == ([7, 8], [3, 4])
 
 
+def test_spans_count_from_the_first_real_token(toy):
+    head = toy.model(head_type="question_answering", num_labels=2).head
+    batch = {"input_ids": [[5, 6, 0], [0, 7, 8]], "attention_mask": [[1, 1, 0], [0, 1, 1]], "labels": [[0, 1], [1, 2]]}
+    assert [example["labels"].tolist() for example in examples_of([batch], head)] == [[0, 1], [0, 1]]
+
+
 def test_data_that_are_neither():
     with pytest.raises(ValueError, match="expected dicts with input_ids or text but item 0 is list"):
         examples_of([[1, 2]])
