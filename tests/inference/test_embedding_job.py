@@ -103,17 +103,27 @@ def test_earlier_work_is_not_taken_unasked(texts):
         job_of(texts).open(resume=True)
 
 
+def test_a_file_that_was_being_written_is_cleared_away(texts):
+    with pytest.raises(KeyboardInterrupt):
+        job_of(texts).run(stop_after(1))
+    leftover = job_of(texts).folder / ".window-00000001.npy.tmp"
+    leftover.write_bytes(b"half")
+    assert job_of(texts).open(resume=True) == 20
+    assert not leftover.exists()
+
+
 def test_nothing_is_left_of_a_job_that_did_nothing(texts):
     with pytest.raises(KeyboardInterrupt):
         job_of(texts).run(stop_after(0))
     assert not job_of(texts).folder.exists()
 
 
-def test_an_input_that_changes_meanwhile_is_noticed(texts):
+@pytest.mark.parametrize("change", [lambda text: text + "0\n", lambda text: text[:-4], lambda text: text[::-1]])
+def test_an_input_that_changes_meanwhile_is_noticed(texts, change):
     job = job_of(texts)
     job.run(lambda: look_up)
-    with texts.open("a") as file:
-        file.write("0\n")
+    texts.write_text(change(texts.read_text()))
+    os.utime(texts, ns=(1, 1))  # a file that is written within the clock's tick has the old time
     with pytest.raises(ValueError, match="the input was changed while it was read"):
         job.finish()
     assert not texts.with_name("out.npy").exists()

@@ -57,6 +57,12 @@ def test_paraphrase_mining(top_k, max_pairs):
     np.testing.assert_allclose([pair[0] for pair in ours], [pair[0] for pair in theirs], atol=1e-5)
 
 
+def test_each_of_equal_texts_has_top_k_others():
+    pairs = search.paraphrase_mining_embeddings(np.ones((20, 4), np.float32), top_k=1)
+    assert 10 <= len(pairs) <= 20  # a text may not be among its own nearest two: then only one of them counts
+    assert {place for _, *pair in pairs for place in pair} == set(range(20))
+
+
 def test_paraphrases_of_texts(encoder):
     texts = ["The cat sits outside.", "A man plays guitar.", "A cat is sitting outdoors.", "Someone plays the guitar."]
     best = search.paraphrase_mining(encoder, texts)

@@ -9,6 +9,8 @@ import pytest
 
 from mlx_bert.inference.text_files import Record, TextFiles
 
+JSON_TEXTS = '{"text": " x "}\n{"text": ""}\n{"text": "y"}'
+
 
 def test_ids_are_kept_where_every_file_has_them(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1, "text": "x"}\n{"id": 2, "text": "y"}\n')
@@ -43,6 +45,12 @@ def test_folders_and_patterns(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty has no file ending in .txt"):
         TextFiles(tmp_path / "empty")
+
+
+def test_texts_are_as_in_the_file_but_for_its_mark_and_line_ends(tmp_path):
+    for name, content in (("a.txt", " x \r\n\ny"), ("a.csv", 'text\n x \n""\ny\n'), ("a.jsonl", JSON_TEXTS)):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert [record.text for record in TextFiles(tmp_path / name)] == [" x ", "", "y"], name
 
 
 def test_a_long_cell(tmp_path):
