@@ -129,6 +129,26 @@ def test_training_and_more_than_the_last_state_run_as_written():
     assert not core._graphs.shapes
 
 
+def test_a_frozen_encoder_trains_a_head_in_a_compiled_step():
+    """As after ``CrossEncoder(model)``, whose model is then trained without its encoder."""
+    core, head = tiny(), nn.Linear(TINY["hidden_size"], 1)
+    ids, mask = batch(2, 8)
+
+    def loss(head):
+        return mx.mean(mx.square(head(core(ids, mask).last_hidden_state)))
+
+    expected = nn.value_and_grad(head, loss)(head)[1]
+    core.compile_graphs(True)
+    state = [core.state, head.state]
+    step = mx.compile(lambda: nn.value_and_grad(head, loss)(head)[1], inputs=state, outputs=state)
+    for _ in range(2):
+        loss(head)  # the second time makes a graph, which then is part of the step
+    for _ in range(3):
+        np.testing.assert_allclose(np.array(step()["weight"]), np.array(expected["weight"]), atol=1e-5)
+    gradients = nn.value_and_grad(core, lambda core: loss(head))(core)[1]
+    assert mx.max(mx.abs(gradients["encoder"]["embeddings"]["word"]["weight"])).item() > 0
+
+
 def test_gpus_compile_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv(graphs.SWITCH, raising=False)
     assert graphs.wanted() == (mx.default_device().type == mx.DeviceType.gpu)
