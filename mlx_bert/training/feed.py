@@ -56,7 +56,7 @@ class Feed:
         world: the processes that share the batches; None for this one alone. ``batch_size`` is that of each.
 
     Raises:
-        ValueError: no examples, or texts without a tokenizer.
+        ValueError: no examples, texts without a tokenizer, or ``args.sampling`` beside a sampler.
     """
 
     def __init__(
@@ -70,6 +70,11 @@ class Feed:
         needs_labels: bool = True,
         world: World | None = None,
     ) -> None:
+        if sampler is not None and args.sampling != "shuffle":
+            raise ValueError(
+                f"[Trainer] expected sampling 'shuffle' where the batches come from {type(sampler).__name__} but got "
+                f"{args.sampling!r}. Leave sampling out."
+            )
         self.args = args
         self.world = world
         ranks = world.size if world else 1

@@ -255,6 +255,8 @@ def test_options_that_have_no_meaning_are_refused(command, tmp_path):
         (("--task", "few_shot", "--eval-size", "0.3"), "expected no --eval-size with --task few_shot"),
         (("--crf",), "expected token_classification with --crf"),
         (("--column", "weight=label"), "expected --sampling weighted"),
+        (("--task", "multi_task", "--tasks", "label", "--sampling", "class_balanced"), "expected sampling 'shuffle'"),
+        (("--task", "masked_lm", "--sampling", "class_balanced"), "expected sampling 'shuffle'"),
         (("--head-option", "colour=1"), "colour"),
         (
             ("--task", "regression", "--labels", "a", "--label-column", "n"),

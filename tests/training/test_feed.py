@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlx_bert.data.samplers import LengthBucketSampler
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.trainer import Trainer
 
@@ -13,3 +14,10 @@ def test_padding_to_few_lengths_where_the_update_is_compiled(toy, tmp_path, comp
     feed = Trainer(toy.model(), args, examples).feed
     (batch,) = feed.collated(feed.sampler.batches(0))
     assert batch["input_ids"].shape == (2, length)
+
+
+def test_sampling_is_not_given_beside_a_sampler(toy, tmp_path):
+    examples = [{"input_ids": [5, 6], "labels": label} for label in (0, 1)]
+    args = TrainingArgs(output_dir=str(tmp_path), sampling="class_balanced", progress=False)
+    with pytest.raises(ValueError, match="expected sampling 'shuffle' where the batches come from LengthBucketSampler"):
+        Trainer(toy.model(), args, examples, sampler=LengthBucketSampler([2, 2], 1))
