@@ -122,6 +122,8 @@ def test_multi_task_of_a_multihead_classifier(multihead):
             assert [row["score"] for row in rows] == sorted(scores.values(), reverse=True)
     assert pipe(TEXTS[0], top_k=1) == {task: rows[:1] for task, rows in pipe(TEXTS[0]).items()}
     assert pipe(LONG, max_length=5) != pipe(LONG)
+    in_memory = pipeline("multi-task", classifier, top_k=2)
+    assert_alike(in_memory([*TEXTS, LONG]), pipe([*TEXTS, LONG], top_k=2))
     assert_same_in_any_batch(pipe, TEXTS)
     assert pipe([]) == []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from tokenizers import Encoding
 from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.inference.batching import run_batches
+from mlx_bert.inference.pipelines.options import checked_options
 from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, Batch, Tokenizer
@@ -27,6 +29,9 @@ READ_AHEAD = 8  # batches of inputs that a pipeline takes from an iterator befor
 
 class Pipeline:
     """A model, its tokenizer, and one way to use them.
+
+    Options of a call may be given when the pipeline is made, too (``pipeline(task, model, top_k=3)``); a call's own
+    come first. All calls take ``batch_size``, and ``tokenizer_kwargs`` with ``truncation`` and ``max_length``.
 
     Every pipeline takes one input, a list, or an iterator. An iterator gives an iterator: results come in the order
     of the inputs, and ``READ_AHEAD`` batches are in memory at a time.
@@ -40,6 +45,9 @@ class Pipeline:
     Raises:
         ValueError: the model's head is for another task.
     """
+
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Those of calls, set once for all; see :meth:`set_options`."""
 
     HEADS: ClassVar[frozenset[str] | None] = None
     """The types of heads that the pipeline reads; None for any, or none at all."""
@@ -88,6 +96,29 @@ class Pipeline:
         pipeline = cls._load(source, compute_dtype(dtype), revision)
         pipeline.batch_size = batch_size
         return pipeline
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Tokenizer | str | Path | None = None) -> Self:
+        """A pipeline over a model in memory.
+
+        Args:
+            model: a ``BertWithHead`` (a ``BertCore`` for features), or what holds one and its tokenizer: a
+                ``TextPredictor``, ``CrossEncoder`` or ``SentenceEncoder``; for several tasks a ``MultiheadClassifier``.
+            tokenizer: its tokenizer, or the folder of one; None for the one that the model brings.
+
+        Raises:
+            ValueError: another model, one for another task, or no tokenizer.
+        """
+        return cls(model_in(model), tokenizer_of(model, tokenizer))
+
+    def set_options(self, **options: Any) -> Self:
+        """Options for every call that does not give its own, those of the call itself: ``top_k``, ``max_length``, ....
+
+        Raises:
+            ValueError: one that the pipeline does not have.
+        """
+        self.options = checked_options(self, options, type(self).__call__.option_names)
+        return self
 
     @classmethod
     def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
@@ -183,6 +214,41 @@ class _Encoded:
 
     def encode(self, encodings: list[Encoding], pairs: None, max_length: None) -> list[Encoding]:
         return encodings
+
+
+def model_in(model: Any) -> BertWithHead | BertCore:
+    """The encoder, with its head if it has one, of whatever holds it.
+
+    Raises:
+        ValueError: something else.
+    """
+    kinds = (BertWithHead, BertCore)
+    for part in ("model", "core"):
+        if isinstance(held := getattr(model, part, None), kinds) and not isinstance(model, kinds):
+            return held
+    if not isinstance(model, kinds):
+        raise ValueError(
+            "[pipeline] expected a folder, a hub id, or a model such as BertWithHead, SentenceEncoder or CrossEncoder "
+            f"but got {type(model).__name__}."
+        )
+    return model
+
+
+def tokenizer_of(model: Any, tokenizer: Tokenizer | str | Path | None) -> Tokenizer:
+    """The tokenizer given, or that of a folder, or the model's own.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if isinstance(tokenizer, str | Path):
+        return Tokenizer.from_pretrained(tokenizer)
+    tokenizer = tokenizer or getattr(model, "tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(
+            f"[pipeline] expected tokenizer= with a {type(model).__name__} in memory but got "
+            f"{type(tokenizer).__name__}. Give a mlx_bert.Tokenizer, or a folder that has one."
+        )
+    return tokenizer
 
 
 def apply_function(logits: np.ndarray, function: str) -> np.ndarray:

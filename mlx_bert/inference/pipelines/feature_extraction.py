@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlx_bert.core import BertCore
 from mlx_bert.inference.pipelines.base import Pipeline, check_texts
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import Batch
 
@@ -21,6 +22,7 @@ from mlx_bert.tokenizer import Batch
 class FeatureExtraction(Pipeline):
     """The encoder's last hidden states."""
 
+    @takes_options
     def __call__(
         self,
         inputs: str | Sequence[str] | Iterator[str],

@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from mlx_bert.inference.pipelines.base import Pipeline, apply_function, check_texts, check_top_k
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.tokenizer import Batch
 
 
@@ -29,12 +30,14 @@ class FillMask(Pipeline):
             raise ValueError("[pipeline] expected a tokenizer with a mask token but this one has none.")
         self._mask_id = mask_id
 
+    @takes_options
     def __call__(
         self,
         inputs: str | Sequence[str] | Iterator[str],
         *,
         top_k: int = 5,
         targets: str | Sequence[str] | None = None,
+        truncation: bool = True,
         max_length: int | None = None,
     ) -> Any:
         """Fill the mask tokens of texts.
@@ -43,8 +46,8 @@ class FillMask(Pipeline):
             inputs: a text, or a list or iterator of texts, each with at least one mask token.
             top_k: so many words for each place, best first.
             targets: only these words are considered. A word that is no token stands for its first token.
-            max_length: longer texts are cut to so many tokens, which must hold the masks; None for the tokenizer's
-                bound.
+            truncation: cut longer texts to ``max_length``; False refuses them.
+            max_length: tokens, which must hold the masks; None for the tokenizer's bound.
 
         Returns:
             ``{"score", "token", "token_str", "sequence"}`` for each word; a list of lists for several masks. A list of
@@ -55,17 +58,17 @@ class FillMask(Pipeline):
         """
         check_top_k(top_k)
         allowed = None if targets is None else self._targets([targets] if isinstance(targets, str) else targets)
-        run = partial(self._fill, top_k=top_k, allowed=allowed, max_length=max_length)
+        run = partial(self._fill, top_k=top_k, allowed=allowed, truncation=truncation, max_length=max_length)
         results = self._each(inputs, isinstance(inputs, str), run)
         return results[0] if isinstance(results, list) and isinstance(inputs, list) and len(inputs) == 1 else results
 
-    def _fill(self, texts: list[str], top_k: int, allowed: np.ndarray | None, max_length: int | None) -> list[Any]:
+    def _fill(self, texts: list[str], top_k: int, allowed: np.ndarray | None, **cut: Any) -> list[Any]:
         mask = self.tokenizer.fast.id_to_token(self._mask_id)
         for text in check_texts(texts):
             if mask not in text:
                 raise ValueError(f"[pipeline] expected the mask token {mask} in {text!r:.60} but it is not there.")
         then = partial(self._filled, top_k=top_k, allowed=allowed)
-        return self._run(texts, self._masked, max_length=max_length, then=then)
+        return self._run(texts, self._masked, then=then, **cut)
 
     def _masked(self, batch: Batch, encodings: list[Encoding]) -> mx.array:
         """Logits ``(B, P, V)`` of the masked places alone; rows with fewer of them repeat their last."""
@@ -116,7 +119,7 @@ class FillMask(Pipeline):
             if token is None:
                 pieces = fast.encode(target, add_special_tokens=False).ids
                 told = f"{fast.id_to_token(pieces[0])!r} stands for it" if pieces else "it is left out"
-                warnings.warn(f"[pipeline] the target {target!r} is no token of the vocabulary: {told}.", stacklevel=3)
+                warnings.warn(f"[pipeline] the target {target!r} is no token of the vocabulary: {told}.", stacklevel=4)
                 token = pieces[0] if pieces else None
             found += [] if token is None else [token]
         if not found:

@@ -16,7 +16,8 @@ import numpy as np
 
 from mlx_bert.data.labels import LabelMap
 from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, read_multihead
-from mlx_bert.inference.pipelines.base import Pipeline, check_texts, check_top_k
+from mlx_bert.inference.pipelines.base import Pipeline, check_texts, check_top_k, model_in, tokenizer_of
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.inference.pipelines.text_classification import TextClassification, head_scores
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
@@ -69,6 +70,15 @@ class MultiTask(Pipeline):
         labels = {task: LabelMap.from_dict(names).names for task, names in saved["labels"].items()}
         return cls(model, tokenizer, labels=labels, max_length=saved["config"]["training"]["max_length"])
 
+    @classmethod
+    def of(cls, model: Any, tokenizer: Tokenizer | str | Path | None = None) -> Self:
+        own, held = tokenizer_of(model, tokenizer), model_in(model)
+        if not hasattr(model, "get_labels"):
+            return cls(held, own)
+        labels = {task: model.get_labels(task) for task in model.tasks}  # of a MultiheadClassifier
+        return cls(held, own, labels=labels, max_length=model.config.training.max_length)
+
+    @takes_options
     def __call__(
         self,
         inputs: str | Sequence[str] | Iterator[str],

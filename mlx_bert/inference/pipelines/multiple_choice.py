@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_bert.inference.pipelines.base import Pipeline, apply_function, check_top_k
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.tokenizer import Batch
 
 Question = Mapping[str, Any]
@@ -23,6 +24,7 @@ class MultipleChoice(Pipeline):
 
     HEADS = frozenset({"multiple_choice"})
 
+    @takes_options
     def __call__(
         self,
         inputs: str | Question | Sequence[Question] | Iterator[Question],

@@ -17,6 +17,7 @@ from heads.decoding import best_spans
 from mlx_bert.data.windows import CONTEXT, NO_ANSWER, text_mask
 from mlx_bert.inference.batching import on_device
 from mlx_bert.inference.pipelines.base import Pipeline
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.tokenizer import Batch
 
 Answer = dict[str, Any]
@@ -30,6 +31,7 @@ class QuestionAnswering(Pipeline):
 
     HEADS = frozenset({"question_answering"})
 
+    @takes_options
     def __call__(
         self,
         inputs: Mapping[str, str] | Sequence[Mapping[str, str]] | Iterator[Mapping[str, str]] | str | None = None,

@@ -14,8 +14,11 @@ import mlx.core as mx
 
 from mlx_bert.inference.batching import on_device
 from mlx_bert.inference.encode import SentenceEncoder
-from mlx_bert.inference.pipelines.base import Pipeline, check_texts
+from mlx_bert.inference.pipelines.base import Pipeline, check_texts, model_in, tokenizer_of
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.inference.similarity import cosine
+from mlx_bert.model import BertWithHead
+from mlx_bert.tokenizer import Tokenizer
 
 Comparison = Mapping[str, Any]
 
@@ -36,6 +39,15 @@ class SentenceSimilarity(Pipeline):
     def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
         return cls(SentenceEncoder.from_pretrained(source, dtype, revision))
 
+    @classmethod
+    def of(cls, model: Any, tokenizer: Tokenizer | str | Path | None = None) -> Self:
+        if isinstance(model, SentenceEncoder) and tokenizer is None:
+            return cls(model)
+        core = model_in(model)
+        core = core.bert if isinstance(core, BertWithHead) else core
+        return cls(SentenceEncoder(core, tokenizer_of(model, tokenizer)))
+
+    @takes_options
     def __call__(self, inputs: Comparison | Sequence[Comparison] | Iterator[Comparison]) -> Any:
         """Compare.
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_bert.inference.pipelines.base import Pipeline, apply_function, check_texts, check_top_k
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.tokenizer import Batch
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
@@ -40,6 +41,7 @@ class TextClassification(Pipeline):
         }
     )
 
+    @takes_options
     def __call__(
         self,
         inputs: Item | Sequence[Item] | Iterator[Item],
@@ -126,6 +128,7 @@ class ZeroShotClassification(Pipeline):
 
     HEADS = TextClassification.HEADS
 
+    @takes_options
     def __call__(
         self,
         sequences: str | Sequence[str] | Iterator[str],
@@ -171,7 +174,7 @@ class ZeroShotClassification(Pipeline):
         entailment = next((index for name, index in names.items() if name.startswith("entail")), None)
         if entailment is None:
             entailment = -1
-            warnings.warn("[pipeline] no label starts with 'entail': the last one is taken for it.", stacklevel=4)
+            warnings.warn("[pipeline] no label starts with 'entail': the last one is taken for it.", stacklevel=5)
         contradiction = -1 if entailment == 0 else 0
         premises = [text for text in texts for _ in labels]
         windows = self.tokenizer.encode_windows(premises, hypotheses * len(texts), stride=0, cut_first=True)

@@ -15,6 +15,7 @@ import mlx.core as mx
 from heads.decoding import crf_log_likelihood
 from mlx_bert.inference.entities import STRATEGIES, Entity, find_entities, merge_overlapping, tokens_of
 from mlx_bert.inference.pipelines.base import Pipeline, check_texts
+from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.tokenizer import Batch
 
 Words = Sequence[str]
@@ -28,6 +29,7 @@ class TokenClassification(Pipeline):
     def prepare(self) -> None:
         self._unknown_id = self._special_id("unk_token")
 
+    @takes_options
     def __call__(
         self,
         inputs: str | Words | Sequence[Words] | Iterator[str] | Iterator[Words],
