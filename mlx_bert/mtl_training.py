@@ -79,24 +79,35 @@ class MTLObjective:
         wanted = [logits_key(task) for task in tasks] + (["embeddings"] if model.training else [])
         return {name: outputs[name] for name in wanted}
 
+    def weights(self, model: SentenceTransformerMTL, labels: Mapping[str, mx.array] | None) -> mx.array:
+        """The labels of each task, and the examples that have any; zeros for None."""
+        if labels is None:
+            return mx.zeros(len(model.tasks) + 1)
+        known = {task: wanted != IGNORE_INDEX for task, wanted in labels.items()}
+        counts = [mx.sum(known[task]) if task in known else mx.array(0) for task in model.tasks]
+        return mx.stack([*counts, mx.sum(mx.any(mx.stack(list(known.values())), axis=0))]).astype(mx.float32)
+
     def loss(
         self, model: SentenceTransformerMTL, outputs: Mapping[str, Any], batch: Arrays
     ) -> tuple[mx.array, mx.array]:
-        """The loss of a batch, and how many of its examples have a label."""
+        """The loss of each task, then what is added in training; and :meth:`weights`."""
         labels = batch["labels"]
-        total = mx.array(0.0)
-        for task, wanted in labels.items():
-            total = total + self.task_weights.get(task, 1.0) * cross_entropy(outputs[logits_key(task)], wanted)
+        losses = [
+            self.task_weights.get(task, 1.0) * cross_entropy(outputs[logits_key(task)], labels[task])
+            if task in labels
+            else mx.array(0.0)
+            for task in model.tasks
+        ]
+        added = mx.array(0.0)
         if model.training and self.embedding_weight:
             each = [
                 supervised_contrastive_loss(outputs["embeddings"], wanted, self.temperature)
                 for wanted in labels.values()
             ]
-            total = total + self.embedding_weight * sum(each) / len(each)
+            added = added + self.embedding_weight * sum(each) / len(each)
         if model.training and self.sharing_weight:
-            total = total + self.sharing_weight * encoder_distance(model)
-        counted = mx.any(mx.stack([wanted != IGNORE_INDEX for wanted in labels.values()]), axis=0)
-        return total, mx.sum(counted.astype(mx.float32))
+            added = added + self.sharing_weight * encoder_distance(model)
+        return mx.stack([*losses, added]), self.weights(model, labels)
 
     def metrics(
         self, model: SentenceTransformerMTL, outputs: Mapping[str, Any], labels: Mapping[str, Any]

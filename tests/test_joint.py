@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
+from training_cases import assert_adds_up
 
 from mlx_bert import joint
 from mlx_bert.bpe import ByteLevelBPE
@@ -98,7 +99,7 @@ def test_loss_equals_torch(compact):
     batch = batch_of(model, rows(6))
     objective = JointObjective()
     outputs = objective.forward(model, batch)
-    loss, weight = objective.loss(model, outputs, batch)
+    losses, weights = objective.loss(model, outputs, batch)
     to_torch = lambda array: torch.tensor(np.array(array))  # noqa: E731
     cross_entropy = torch.nn.functional.cross_entropy
     intent = cross_entropy(to_torch(outputs["intent_logits"]), to_torch(batch["labels"]["intent"]).long())
@@ -107,8 +108,18 @@ def test_loss_equals_torch(compact):
         to_torch(batch["labels"]["tags"]).long().flatten(),
         weight=torch.tensor([1.0, 3.0, 3.0]),
     )
-    assert loss.item() == pytest.approx((intent + ner).item(), abs=1e-5)
-    assert weight.item() == 6
+    assert losses.tolist() == pytest.approx([intent.item(), ner.item()], abs=1e-5)
+    tags = np.array(batch["labels"]["tags"])
+    assert weights.tolist() == [6, (tags == 0).sum() + 3 * (tags > 0).sum()]
+    assert objective.weights(model, None).tolist() == [0, 0]
+
+
+def test_accumulated_batches_are_one_large_one(compact):
+    """Sentences of many lengths, with few tags and many: the mean of their tags' losses is of all tags."""
+    data = rows(9)
+    data[0] = {"text": "the city the city the city", "intent": data[0]["intent"], "tags": ["O", "city"] * 3}
+    assert_adds_up(compact(), JointObjective(), [batch_of(compact(), data[a:b]) for a, b in ((0, 1), (1, 5), (5, 9))],
+                   batch_of(compact(), data))  # fmt: skip
 
 
 def test_metrics_of_a_known_case(compact):
@@ -188,8 +199,9 @@ def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):
     outputs = objective.forward(model, batch)
     each = objective.losses(model, outputs, batch["labels"])
     model.freeze("ner")
-    assert objective.loss(model.train(), outputs, batch)[0].item() == pytest.approx(each["intent"].item())
-    assert objective.loss(model.eval(), outputs, batch)[0].item() == pytest.approx(sum(each.values()).item())
+    wanted = [each["intent"].item(), each["ner"].item()]
+    assert objective.loss(model.train(), outputs, batch)[0].tolist() == pytest.approx([wanted[0], 0])
+    assert objective.loss(model.eval(), outputs, batch)[0].tolist() == pytest.approx(wanted)
     assert not model.train().is_frozen("backbone")
     assert model.bert.training
     model.freeze("backbone")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mlx.utils import tree_flatten
 from mtl_cases import SENTENCES, new_model
+from training_cases import assert_adds_up
 
 from heads.losses import supervised_contrastive_loss
 from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
@@ -52,22 +53,33 @@ def test_loss_of_a_mixed_batch(tiny_bert_folder):
     objective = MTLObjective({"colour": 0.5}, embedding_weight=0.25)
     outputs = objective.forward(model, batch)
     assert outputs.keys() == {"mood_logits", "colour_logits"}
-    loss, weight = objective.loss(model, outputs, batch)
+    losses, weights = objective.loss(model, outputs, batch)
     each = {
         task: torch.nn.functional.cross_entropy(
             torch.tensor(np.array(outputs[f"{task}_logits"])), torch.tensor(np.array(labels)).long()
         ).item()
         for task, labels in batch["labels"].items()
     }
-    assert loss.item() == pytest.approx(each["mood"] + 0.5 * each["colour"], abs=1e-5)
-    assert weight.item() == 7
+    assert losses.tolist() == pytest.approx([each["mood"], 0.5 * each["colour"], 0], abs=1e-5)
+    known = {task: sum(row[task] is not None for row in rows(7)) for task in TASKS}
+    assert weights.tolist() == [known["mood"], known["colour"], 7]
+    assert objective.weights(model, None).tolist() == [0, 0, 0]
     found = objective.metrics(model, outputs, batch["labels"])
     assert found["mood_loss"] == pytest.approx(each["mood"], abs=1e-5)
     none = {"mood": mx.full((7,), -100), "colour": batch["labels"]["colour"]}
-    loss, weight = objective.loss(model, outputs, {**batch, "labels": none})
-    assert loss.item() == pytest.approx(0.5 * each["colour"], abs=1e-5)
-    assert weight.item() == sum(row["colour"] is not None for row in rows(7))
+    losses, weights = objective.loss(model, outputs, {**batch, "labels": none})
+    assert losses.tolist() == pytest.approx([0, 0.5 * each["colour"], 0], abs=1e-5)
+    assert weights.tolist() == [0, known["colour"], known["colour"]]
     assert not any(name.startswith("mood") for name in objective.metrics(model, outputs, none))
+
+
+def test_accumulated_batches_are_one_large_one(tiny_bert_folder):
+    """With labels that lack: each task's mean is over its labels in all batches, one of which has none of it."""
+    model = new_model(tiny_bert_folder, tasks=TASKS, dropout=0.0)
+    data = rows(20)
+    parts = [batch_of(model, data[a:b]) for a, b in ((0, 6), (6, 9), (9, 20))]
+    assert not (parts[0]["labels"]["mood"] >= 0).any()
+    assert_adds_up(model, MTLObjective({"colour": 0.5}), parts, batch_of(model, data))
 
 
 def test_metrics_are_weighted_by_class_size(model):
@@ -96,7 +108,7 @@ def test_terms_that_count_in_training_only(tiny_bert_folder):
         for core in model.encoders():
             core.eval()
         objective = MTLObjective(**{"sharing_weight": 0.0, **weights})
-        return objective.loss(model, objective.forward(model, batch), batch)[0].item()
+        return mx.sum(objective.loss(model, objective.forward(model, batch), batch)[0]).item()
 
     plain = loss(True)
     assert loss(False) == loss(False, sharing_weight=0.1, embedding_weight=0.1) == pytest.approx(plain, abs=1e-5)

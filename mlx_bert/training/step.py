@@ -94,7 +94,7 @@ class TrainingStep:
 
         Args:
             batches: those whose gradients are averaged, over all processes, weighted by what each batch's loss is a
-                mean over; None for an empty one.
+                mean over (each term by its own); None for an empty one.
             seeds: one per batch, for dropout.
             stop: ask all processes to stop; read :attr:`stop_asked`.
 
@@ -110,7 +110,7 @@ class TrainingStep:
         zeros = {name: mx.zeros(array.shape, mx.float32) for name, array in flat_parameters(self.model).items()}
         self._sums["gradients"], self._sums["weight"] = zeros, mx.array(0.0)
         losses, weights = [], []
-        for batch, seed in zip(batches, seeds, strict=True):
+        for batch, seed, share in zip(batches, seeds, self._shares(batches), strict=True):
             if batch is None:
                 if self._sit_out:
                     self._sit_out()
@@ -118,7 +118,7 @@ class TrainingStep:
                 weights.append(mx.array(0.0))
                 continue
             mx.random.seed(seed)
-            loss, weight = self._part(batch)
+            loss, weight = self._part(batch) if share is None else self._part(batch, share)
             mx.async_eval(self._sums, loss)  # frees this batch's graph before the next is built
             losses.append(loss)
             weights.append(weight)
@@ -140,8 +140,20 @@ class TrainingStep:
         """Begin to compute it, without waiting."""
         mx.async_eval(self.model.state, self.optimizer.state, self.average, *outputs)
 
-    def _gradients(self, batch: Arrays) -> tuple[mx.array, mx.array, Flat]:
-        """Loss and weight of a batch, and the loss's gradient in float32."""
+    def _shares(self, batches: list[Arrays | None]) -> list[mx.array | None]:
+        """By what the terms of each batch's loss are multiplied, ``(K,)``; None for losses of a single term.
+
+        So that the mean over the batches, of all processes, has each term's mean over all that it is a mean over.
+        """
+        if not hasattr(self.objective, "weights"):
+            return [None] * len(batches)
+        each = [self.objective.weights(self.model, batch and batch["labels"]) for batch in batches]
+        present = sum(batch is not None for batch in batches)
+        _, (*total, count) = self.world.total({}, [*sum(each[1:], each[0]).tolist(), present])
+        return [weight * count / mx.maximum(mx.array(total), 1e-9) for weight in each]
+
+    def _gradients(self, batch: Arrays, share: mx.array | None = None) -> tuple[mx.array, mx.array, Flat]:
+        """Loss and weight of a batch, and the loss's gradient in float32. ``share`` is a factor of each term."""
         everything = flat_parameters(self.model, trainable=False)
 
         def loss_of(trainable: Flat) -> tuple[mx.array, mx.array]:
@@ -150,7 +162,10 @@ class TrainingStep:
                 floating = {name for name, array in present.items() if mx.issubdtype(array.dtype, mx.floating)}
                 present = {n: array.astype(self.dtype) if n in floating else array for n, array in present.items()}
             install(self.model, present)
-            return self.objective.loss(self.model, self.objective.forward(self.model, batch), batch)
+            losses, weights = self.objective.loss(self.model, self.objective.forward(self.model, batch), batch)
+            if losses.ndim == 0:
+                return losses, weights
+            return mx.sum(losses if share is None else losses * share), mx.array(1.0)
 
         with gradients_traced():
             (loss, weight), gradients = mx.value_and_grad(loss_of)(flat_parameters(self.model))
@@ -170,8 +185,8 @@ class TrainingStep:
         loss, weight, gradients = self._gradients(batch)
         return loss, weight, self._update(gradients)
 
-    def _part_step(self, batch: Arrays) -> tuple[mx.array, mx.array]:
-        loss, weight, gradients = self._gradients(batch)
+    def _part_step(self, batch: Arrays, share: mx.array | None = None) -> tuple[mx.array, mx.array]:
+        loss, weight, gradients = self._gradients(batch, share)
         sums = self._sums["gradients"]
         for name, gradient in gradients.items():
             sums[name] = sums[name] + mx.where(weight > 0, gradient * weight, 0.0)
