@@ -204,22 +204,23 @@ class CrossEncoderTrainer(Trainer):
             )
         bounds = [bound for bound in (args.max_length, model.max_length) if bound]
         lengths = (min(bounds, default=None), max_query_length or model.max_query_length)
-        parts: list[list[Example] | None] = []
-        for name, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
-            if rows is None:
-                parts.append(None)
-                continue
+
+        def tokenized(rows: Sequence[Example], name: str) -> list[Example]:
             groups = [check_labels(group, loss, model, name) for group in as_groups(rows, name)]
-            parts.append(tokenize_groups(groups, model.tokenizer, *lengths))
-        if args.metric is None and parts[1] is not None:
-            labels = [label for example in parts[1] for label in example["labels"]]
-            owners = [example["group"] for example in parts[1] for _ in example["labels"]]
+            return tokenize_groups(groups, model.tokenizer, *lengths)
+
+        self._tokenized = tokenized
+        train = tokenized(train_rows, "train_rows")
+        held_out = None if eval_rows is None else tokenized(eval_rows, "eval_rows")
+        if args.metric is None and held_out is not None:
+            labels = [label for example in held_out for label in example["labels"]]
+            owners = [example["group"] for example in held_out for _ in example["labels"]]
             args = replace(args, metric=MAIN_METRIC[metrics_kind(labels, owners, model.num_labels)])
         super().__init__(
             model.model,
             args,
-            parts[0] or [],
-            parts[1],
+            train,
+            held_out,
             tokenizer=model.tokenizer,
             collate=GroupCollator(default_collator(model.model, model.tokenizer, exact=not compiles(args))),
             objective=objective,
@@ -231,6 +232,9 @@ class CrossEncoderTrainer(Trainer):
         result = super().train(resume)
         merge_lora(self.model)
         return result
+
+    def _prepared(self, examples: Sequence[Example]) -> list[Example]:
+        return self._tokenized(examples, "examples")
 
 
 def check_labels(group: Group, loss: str, model: CrossEncoder, where: str) -> Group:

@@ -18,6 +18,7 @@ from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays, token_count
 from mlx_bert.data.masking import EpochSampler, Masking, MaskingCollator, text_rows
+from mlx_bert.data.readers import Example
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.task_model import TaskModel
 from mlx_bert.tokenizer import Tokenizer
@@ -123,10 +124,9 @@ class MaskedLMTrainer(Trainer):
             args.seed,
             PLACES_MULTIPLE if compiles(args) else 1,
         )
-        rows = text_rows(texts, tokenizer, args.max_length, packed)
-        held_out = None
-        if eval_texts is not None:
-            held_out = [{**row, "fixed": True} for row in text_rows(eval_texts, tokenizer, args.max_length, packed)]
+        self._rows = lambda texts: text_rows(texts, tokenizer, args.max_length, packed)
+        rows = self._rows(texts)
+        held_out = None if eval_texts is None else self._prepared(eval_texts)
         sampler = EpochSampler(collate, [token_count(row) for row in rows], args.batch_size, args.seed)
         super().__init__(
             model,
@@ -139,3 +139,6 @@ class MaskedLMTrainer(Trainer):
             callbacks=callbacks,
             sampler=sampler,
         )
+
+    def _prepared(self, examples: Sequence[str]) -> list[Example]:
+        return [{**row, "fixed": True} for row in self._rows(examples)]

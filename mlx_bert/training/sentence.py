@@ -15,7 +15,6 @@ from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.distributed import RankShares, World
 from mlx_bert.training.hard_negatives import HardNegatives, MinedBatches
 from mlx_bert.training.lora import merge_lora
-from mlx_bert.training.objective import evaluate
 from mlx_bert.training.outcome import TrainResult
 from mlx_bert.training.sentence_data import (
     Prompts,
@@ -141,19 +140,8 @@ class SentenceEncoderTrainer(Trainer):
         merge_lora(self.model)
         return result
 
-    def evaluate(self, examples: Sequence[Row] | None = None) -> dict[str, float]:
-        """Loss and metrics of the encoder as it is, the evaluator's among them.
-
-        Args:
-            examples: rows as in the constructor; None for the evaluation examples.
-        """
-        self.model.eval()
-        if examples is None:
-            if self.feed.evaluation is None and self.evaluator is None:
-                raise ValueError("[Trainer] expected examples to evaluate on but got none. Give eval_examples.")
-            return self._measure()
-        prepared = self._examples(examples, "examples")[0]
-        return evaluate(self.model, self.objective, self.feed.eval_batches(prepared), self._forward)[0]
+    def _prepared(self, examples: Sequence[Row]) -> list[Example]:
+        return self._examples(examples, "examples")[0]
 
     def _measure(self) -> dict[str, float]:
         found = {} if self.feed.evaluation is None else super()._measure()

@@ -158,11 +158,17 @@ class Trainer:
         Args:
             examples: as in the constructor; None for the evaluation examples.
         """
-        if examples is None and self.feed.evaluation is None:
+        if examples is None and self.feed.evaluation is None and not self.measures_without_examples:
             raise ValueError("[Trainer] expected examples to evaluate on but got none. Give eval_examples.")
         self.model.eval()
-        prepared = None if examples is None else self.feed.prepare(examples, "examples")
-        return evaluate(self.model, self.objective, self.feed.eval_batches(prepared), self._forward, self.world)[0]
+        if examples is None:
+            return self._measure()
+        batches = self.feed.eval_batches(self._prepared(examples))
+        return evaluate(self.model, self.objective, batches, self._forward, self.world)[0]
+
+    def _prepared(self, examples: Sequence[Any]) -> list[Example]:
+        """Examples to evaluate on, as the collator takes them."""
+        return self.feed.prepare(examples, "examples")
 
     def _require_same_run(self) -> None:
         """Check that all ranks do the same: they would wait for each other for ever, or average what does not fit."""

@@ -68,11 +68,14 @@ def build_sentence(settings, run, output):
 
 
 def train_sentences(settings, rank):
-    """Losses of the updates and metrics of each run."""
+    """Losses of the updates and metrics of each run, and those of its evaluation rows afterwards."""
     found = []
     for number, run in enumerate(settings["runs"]):
-        result = build_sentence(settings, run, f"{settings['output'][rank]}/{number}").train()
-        found.append({"losses": [record["loss"] for record in result.history["steps"]], "metrics": result.metrics})
+        trainer = build_sentence(settings, run, f"{settings['output'][rank]}/{number}")
+        result = trainer.train()
+        losses = [record["loss"] for record in result.history["steps"]]
+        measured = trainer.evaluate(run["evaluation"]) if "evaluation" in run else {}
+        found.append({"losses": losses, "metrics": result.metrics, "measured": measured})
     return found
 
 

@@ -54,6 +54,7 @@ def test_a_reranker_learns_and_loads_everywhere(tiny_bert_folder, tmp_path, loss
     model = fresh(tiny_bert_folder)
     trainer = CrossEncoderTrainer(model, settings(tmp_path / "run"), rows(40), rows(12, 1), loss)
     before = trainer.evaluate()
+    assert trainer.evaluate(rows(12, 1)) == before
     result = trainer.train()
     assert trainer.args.metric == metric
     assert set(result.metrics) == {"loss", "map", "mrr@10", "ndcg@10"}
