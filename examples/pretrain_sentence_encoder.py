@@ -5,8 +5,6 @@
 TOKENIZER is a folder that train_tokenizer.py wrote. --sts is a JSON Lines file with text_a, text_b and score (of at
 most --largest-score), --triplets one with query, pos and neg; without either, sentences about a few things are made up.
 DIR (sentence_encoder_output) gets best_model, which joint_intent_ner.py takes.
-
-Dimensions: B batch, P width of a sentence.
 """
 
 from __future__ import annotations
@@ -20,22 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from mlx_bert import BertCore, Tokenizer, Trainer, TrainingArgs  # before mlx.core: it enables the fast BLAS
-
-import mlx.core as mx  # isort: skip
-
-from heads.losses import triplet_loss
-from heads.metrics import similarity_metrics
-from mlx_bert.data.collate import PartsCollator
+from mlx_bert import BertCore, Tokenizer  # before heads, which import mlx.core: it enables the fast BLAS
 from mlx_bert.data.readers import read_table
 from mlx_bert.data.triplets import Triplet, query_triplets, scored_triplets, split_by_anchor
+from mlx_bert.training.compact import compact_trainer, triplet_examples, unit_rows
 
-PARTS = ("anchor", "positive", "negative")
-MARGIN = 0.2
-# 4 layers of 8 heads on 64 features; sentences of 32 features
-SIZES = {"model_type": "compact", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
-         "intermediate_size": 128, "projection_size": 32, "max_position_embeddings": 512}  # fmt: skip
-
+from heads.metrics import similarity_metrics  # isort: skip
 
 OPENINGS = ("I would like to talk about", "there is something new about", "we saw", "nobody remembers", "tell me about")
 ENDINGS = ("today", "again", "in the morning", "if you can", "with my sister", "before we leave")
@@ -44,32 +32,6 @@ TOPICS = {
     "weather": ("the heavy rain", "a cold storm", "the sunny sky", "some snow", "the warm wind"),
     "food": ("the fresh bread", "a bowl of soup", "the best pizza", "some cheese", "this apple cake"),
 }
-
-
-class TripletObjective:
-    """``mean max(0, d(a, p) - d(a, n) + 0.2)`` with ``d = 1 - cosine`` of the projected first tokens."""
-
-    needs_labels = False
-
-    def forward(self, model: BertCore, batch: Mapping[str, Any]) -> dict[str, mx.array]:
-        """The three sentences of each triplet, ``(B, P)`` each."""
-        return {
-            name: model(part["input_ids"], part.get("attention_mask"), compute_pooling=False).pooler_output
-            for name, part in zip(PARTS, batch["parts"], strict=True)
-        }
-
-    def loss(
-        self, model: BertCore, outputs: Mapping[str, mx.array], batch: Mapping[str, Any]
-    ) -> tuple[mx.array, mx.array]:
-        """The mean loss of a batch and its number of triplets."""
-        rows = [outputs[name] for name in PARTS]
-        return triplet_loss(*rows, margin=MARGIN, distance="cosine"), mx.array(float(rows[0].shape[0]))
-
-    def metrics(self, model: BertCore, outputs: Mapping[str, Any], labels: Any) -> dict[str, float]:
-        """How often the positive is nearer than the negative, and the mean cosine of each with the anchor."""
-        anchor, positive, negative = (unit(np.array(outputs[name])) for name in PARTS)
-        near, far = (anchor * positive).sum(-1), (anchor * negative).sum(-1)
-        return {"accuracy": float((near > far).mean()), "positive": float(near.mean()), "negative": float(far.mean())}
 
 
 def main() -> int:
@@ -101,28 +63,11 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     triplets += query_triplets(read_table(options.triplets)) if options.triplets else []
     if not (options.sts or options.triplets):
         triplets = made_up()
-    train, validation, test = (examples(part, tokenizer) for part in split_by_anchor(triplets))
+    train, validation, test = (triplet_examples(part, tokenizer) for part in split_by_anchor(triplets))
     print(f"{len(train)} triplets to train on, {len(validation)} for validation, {len(test)} for the test")
-    mx.random.seed(42)
-    config = {**SIZES, "vocab_size": tokenizer.fast.get_vocab_size(), "pad_token_id": tokenizer.pad_id}
-    model = BertCore(config)
-    args = TrainingArgs(
-        output_dir=str(options.output),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        optimizer="adam",
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        schedule="cosine_per_epoch",
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
-        patience=options.patience,
-        dtype=options.dtype,
-    )
-    collate = PartsCollator(tokenizer.pad_id, max_length=config["max_position_embeddings"])
-    trainer = Trainer(
-        model, args, train, validation, tokenizer=tokenizer, collate=collate, objective=TripletObjective()
-    )
+    settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "patience", "dtype")}
+    trainer = compact_trainer(tokenizer, train, validation, {"output_dir": str(options.output), **settings})
+    model = trainer.model
     result = trainer.train(options.resume)
     print(f"best validation loss {result.metrics['loss']:.4f} after {result.best_step} updates")
     found = trainer.evaluate(test)
@@ -135,12 +80,6 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         print(f"Spearman correlation with all scores of {options.sts}: {found['spearman']:.3f}")
     print(f"written to {options.output / 'best_model'}")
     return found
-
-
-def examples(triplets: Sequence[Triplet], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Triplets as three rows of ids each."""
-    encodings = iter(tokenizer.encode([text for triplet in triplets for text in triplet]))
-    return [{"input_ids": [np.array(next(encodings).ids, dtype=np.int32) for _ in PARTS]} for _ in triplets]
 
 
 def made_up(count: int = 600, seed: int = 0) -> list[Triplet]:
@@ -165,16 +104,11 @@ def spearman(model: BertCore, tokenizer: Tokenizer, pairs: Sequence[Mapping[str,
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]
         sides = [
-            unit(np.array(model(*tokenizer([pair[name] for pair in part])).pooler_output))
+            unit_rows(np.array(model(*tokenizer([pair[name] for pair in part])).pooler_output))
             for name in ("text_a", "text_b")
         ]
         cosines += (sides[0] * sides[1]).sum(-1).tolist()
     return similarity_metrics(np.array(cosines), np.array([float(pair["score"]) for pair in pairs]))["spearman"]
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-8)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from mlx_bert import ByteLevelBPE, JointIntentNER, SentenceEncoder
+from mlx_bert.training.compact import SIZES, TripletObjective
 
 FOLDER = Path(__file__).parent.parent / "examples"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -28,12 +30,13 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
+def work(tmp_path_factory) -> Iterator[Path]:
     """A folder with the outputs of all three scripts, one after the other, on their own small data. Read only."""
     folder = tmp_path_factory.mktemp("scripts")
     script("train_tokenizer").run([], folder / "tokenizer", 400)
     pretrain = script("pretrain_sentence_encoder")
-    pretrain.SIZES.update(SMALL)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("mlx_bert.training.compact.SIZES", {**SIZES, **SMALL})
     rows = [("a cat", "the cat", 5.0), ("a cat", "the rain", 0.5), ("some rain", "the rain", 4.2), ("sun", "rain", 1.0)]
     rows += [(f"{n} cats", f"{n} dogs", 3.0 + n % 3) for n in range(12)]
     lines = [json.dumps(dict(zip(("text_a", "text_b", "score"), row, strict=True))) for row in rows]
@@ -56,7 +59,8 @@ def work(tmp_path_factory) -> Path:
     options = {"encoder": folder / "encoder", "train": None, "validation": None, "freeze": ["intent"]}
     settings = {"frozen_layers": None, "epochs": 1, "learning_rate": 1e-3, "resume": False}
     joint.run(argparse.Namespace(**options, **settings, output=folder / "joint"))
-    return folder
+    yield folder
+    monkeypatch.undo()
 
 
 def test_each_script_writes_what_the_next_one_takes(work):
@@ -82,7 +86,7 @@ def test_the_pretrained_encoder_is_the_backbone(work):
 
 
 def test_the_triplet_objective_equals_torch():
-    objective = script("pretrain_sentence_encoder").TripletObjective()
+    objective = TripletObjective()
     rows = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
     outputs = dict(zip(("anchor", "positive", "negative"), map(mx.array, rows), strict=True))
     loss, weight = objective.loss(None, outputs, {})

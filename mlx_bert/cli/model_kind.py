@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM = "multi_task", "embedding", "cross_encoder", "masked_lm"
-FEW_SHOT, JOINT, SENTENCE_MTL, COMPACT = "few_shot", "joint", "sentence_mtl", "compact"
-NAMED_TASKS = (MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM, FEW_SHOT, JOINT, SENTENCE_MTL, COMPACT)
+FEW_SHOT, JOINT, SENTENCE_MTL = "few_shot", "joint", "sentence_mtl"
+NAMED_TASKS = (MULTI_TASK, EMBEDDING, CROSS_ENCODER, MASKED_LM, FEW_SHOT, JOINT, SENTENCE_MTL)
 OWN_FILES = {"joint_config.json": JOINT, "mtl_config.json": SENTENCE_MTL}  # of models that are nothing else
 
 

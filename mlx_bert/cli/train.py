@@ -24,6 +24,9 @@ tasks, and what a row has (other columns: --text-column, --label-column, --colum
   masked_lm                    text
   few_shot                     text, label
   joint                        tokens (or text, cut at blanks), intent, tags (one per token, O for none)
+  tokenizer                    text: trains a byte-level BPE, without --model
+  compact                      anchor, positive, negative; or query, pos, neg; or two texts and a score: trains a small
+                               sentence encoder from scratch; --model is the folder of its tokenizer
 
 examples:
   mlx-bert train --model minilm --train reviews.csv --output reviews-model
@@ -37,6 +40,8 @@ examples:
   mlx-bert train --model minilm --task sentence_mtl --train news.csv --tasks topic mood --output news-model
   mlx-bert train --model minilm --task joint --train snips.jsonl --epochs 20 --output joint-model
   mlx-bert train --model minilm --task embedding --loss multiple_negatives --train pairs.jsonl --output my-embedder
+  mlx-bert train --task tokenizer --train corpus.txt --vocab-size 4000 --output my-tokenizer
+  mlx-bert train --task compact --model my-tokenizer --train triplets.jsonl --output my-encoder
   mlx-bert train --model minilm --train reviews.csv --output reviews-model --resume       (after an interruption)
   mlx.launch -n 2 -- mlx-bert train --model minilm --train reviews.csv --output out       (docs/distributed.md)
 
@@ -70,6 +75,8 @@ RECIPES = {
     "few_shot": "train_few_shot",
     "joint": "train_joint",
     "sentence_mtl": "train_sentence_mtl",
+    "tokenizer": "train_tokenizer",
+    "compact": "train_compact",
 }
 POOLINGS = ("cls", "mean", "max", "attention", "weighted_mean", "last")
 TASK_SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
@@ -80,7 +87,7 @@ ONLY = {
     "labels": ("train_head",),
     "class_weights": ("train_head", "train_multi_task"),
     "crf": ("train_head",),
-    "head_options": ("train_head", "train_multi_task", "train_joint", "train_sentence_mtl"),
+    "head_options": ("train_head", "train_multi_task", "train_joint", "train_sentence_mtl", "train_compact"),
     "stride": ("train_head",),
     "null_threshold": ("train_head",),
     "tasks": ("train_multi_task", "train_sentence_mtl"),
@@ -98,7 +105,7 @@ ONLY = {
     "mask_probability": ("train_masked_lm",),
     "whole_words": ("train_masked_lm",),
     "batch_sampler": ("train_embedding",),
-    "largest_score": ("train_head", "train_embedding", "train_cross_encoder"),
+    "largest_score": ("train_head", "train_embedding", "train_cross_encoder", "train_compact"),
     "max_answer_length": ("train_head",),
     "task_sampling": ("train_multi_task", "train_sentence_mtl"),
     "eval_size": (
@@ -109,9 +116,11 @@ ONLY = {
         "train_masked_lm",
         "train_joint",
         "train_sentence_mtl",
+        "train_compact",
     ),
     "pair_iterations": ("train_few_shot",),
     "max_pairs": ("train_few_shot",),
+    "vocab_size": ("train_tokenizer",),
 }
 
 
@@ -157,7 +166,7 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         help="multi_task: how often an epoch draws a task: by its size, its root, all alike, or by how hard it is "
         "at present (default: proportional)",
     )  # fmt: skip
-    texts = parser.add_argument_group("embedding, cross_encoder, masked_lm, few_shot")
+    texts = parser.add_argument_group("embedding, cross_encoder, masked_lm, few_shot, tokenizer")
     add_loss_arguments(texts)
     texts.add_argument(
         "--matryoshka", metavar="SIZES", help="also train embeddings cut to these sizes, such as 384,128"
@@ -191,6 +200,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--pair-iterations", type=int, metavar="N",
         help="few_shot: pairs of each kind made of each example; without it all that there are",
     )  # fmt: skip
+    texts.add_argument(
+        "--vocab-size", type=int, metavar="N", help="tokenizer: bytes, merges and two special ids (default: 1000)"
+    )
     texts.add_argument("--max-pairs", type=int, metavar="N", help="few_shot: pairs at most")
     run = parser.add_argument_group("training")
     run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
@@ -208,7 +220,8 @@ def main(args: argparse.Namespace) -> int:
     """Train, print what happens, and return the exit code."""
     own_files = bool(args.tasks) and all(isinstance(task, dict) and task.get("train") for task in args.tasks.values())
     for name in ("model", "train"):
-        if not getattr(args, name) and not (name == "train" and own_files):
+        spared = own_files if name == "train" else args.task == "tokenizer"
+        if not getattr(args, name) and not spared:
             raise ValueError(f"[train] expected --{name} but got none. Give it, or {name} in the file of --config.")
     recipe = RECIPES[args.task or "multiclass_classification"]
     options = {action.dest: action for action in option_parser()._actions}
