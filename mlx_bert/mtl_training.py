@@ -26,6 +26,7 @@ from mlx_bert.mtl_data import MAX_LENGTH, label_id
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.feed import Feed, default_collator
+from mlx_bert.training.freezing import fixed_tasks
 from mlx_bert.training.objective import evaluate
 from mlx_bert.training.train_metrics import TrainMetrics
 from mlx_bert.training.trainer import Trainer, TrainResult
@@ -80,8 +81,9 @@ class MTLObjective:
         return {name: outputs[name] for name in wanted}
 
     def weights(self, model: SentenceTransformerMTL, labels: Mapping[str, mx.array] | None) -> mx.array:
-        """The labels of each task, and the examples that have any; zeros for None."""
-        if labels is None:
+        """The labels of each task that trains, and the examples that have any; zeros for None."""
+        labels = _counted(model, labels)
+        if not labels:
             return mx.zeros(len(model.tasks) + 1)
         known = {task: wanted != IGNORE_INDEX for task, wanted in labels.items()}
         counts = [mx.sum(known[task]) if task in known else mx.array(0) for task in model.tasks]
@@ -91,7 +93,7 @@ class MTLObjective:
         self, model: SentenceTransformerMTL, outputs: Mapping[str, Any], batch: Arrays
     ) -> tuple[mx.array, mx.array]:
         """The loss of each task, then what is added in training; and :meth:`weights`."""
-        labels = batch["labels"]
+        labels = _counted(model, batch["labels"])
         losses = [
             self.task_weights.get(task, 1.0) * cross_entropy(outputs[logits_key(task)], labels[task])
             if task in labels
@@ -99,7 +101,7 @@ class MTLObjective:
             for task in model.tasks
         ]
         added = mx.array(0.0)
-        if model.training and self.embedding_weight:
+        if model.training and self.embedding_weight and labels:
             each = [
                 supervised_contrastive_loss(outputs["embeddings"], wanted, self.temperature)
                 for wanted in labels.values()
@@ -146,6 +148,12 @@ def encoder_distance(model: SentenceTransformerMTL) -> mx.array:
             if mx.issubdtype(array.dtype, mx.floating):
                 total = total + mx.sum(mx.square(array.astype(mx.float32) - other[name].astype(mx.float32)))
     return total
+
+
+def _counted(model: SentenceTransformerMTL, labels: Mapping[str, mx.array] | None) -> dict[str, mx.array]:
+    """In training, only the labels of tasks whose heads train (``freeze_tasks``)."""
+    fixed = fixed_tasks(model) if model.training else set()
+    return {task: wanted for task, wanted in (labels or {}).items() if task not in fixed}
 
 
 class DifficultySampler:

@@ -11,6 +11,7 @@ from training_cases import assert_adds_up
 from heads.losses import supervised_contrastive_loss
 from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
 from mlx_bert.mtl_training import DifficultySampler, MTLObjective, MTLTrainer, encoder_distance, task_difficulties
+from mlx_bert.training.freezing import freeze_tasks
 
 THINGS = ("movie", "book", "dog", "house", "day", "river")
 
@@ -198,6 +199,24 @@ def test_what_trains(options, tiny_bert_folder, tmp_path):
     assert layers == {"backbone": set(), "1": {"1"}}.get(settings.get("freeze"), {"0", "1"})
     assert not any("pooler" in name and name.startswith("bert") for name in changed)
     assert tree_flatten(model.bert.trainable_parameters())  # what was frozen for the run is not afterwards
+
+
+def test_a_frozen_task_stays_and_does_not_count(tiny_bert_folder, tmp_path):
+    model = new_model(tiny_bert_folder, tasks=TASKS, task_attention=True)
+    before = dict(tree_flatten(model.parameters()))
+    settings = {**FAST, "output_dir": str(tmp_path), "epochs": 1, "freeze_tasks": "colour"}
+    MTLTrainer(model, settings, evaluate_train=False).train(rows(16))
+    changed = {name for name, array in tree_flatten(model.parameters()) if not mx.array_equal(array, before[name])}
+    assert {name.split(".")[1] for name in changed if name.split(".")[0] in ("heads", "task_poolings")} == {"mood"}
+    freeze_tasks(model, "colour")
+    batch, objective = batch_of(model, rows(7)), MTLObjective(embedding_weight=0.5)
+    for training in (False, True):
+        model.train(training)
+        losses, weights = objective.loss(model, objective.forward(model, batch), batch)
+        assert [bool(losses[1] > 0), bool(weights[1] > 0)] == [not training] * 2
+    alone = {**batch, "labels": {"colour": batch["labels"]["colour"]}}
+    losses, weights = objective.loss(model, objective.forward(model, alone), alone)
+    assert losses.tolist() == weights.tolist() == [0, 0, 0]
 
 
 def test_evaluations_within_an_epoch_are_no_epochs(tiny_bert_folder, tmp_path):

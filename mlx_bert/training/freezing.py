@@ -124,26 +124,47 @@ def apply_freeze(model: nn.Module, freeze: str) -> bool:
     return not tree_flatten(bert.trainable_parameters())
 
 
+def task_parts(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The modules of each task alone: of a multi-task head, or of a ``SentenceTransformerMTL``; empty for others."""
+    head = getattr(model, "head", model)
+    for name in ("task_heads", "tasks", "heads"):
+        parts = getattr(head, name, None)
+        if isinstance(parts, dict) and parts and all(isinstance(part, nn.Module) for part in parts.values()):
+            poolings = getattr(head, "task_poolings", None) or {}
+            return {task: [part, *([poolings[task]] if task in poolings else [])] for task, part in parts.items()}
+    return {}
+
+
+def fixed_tasks(model: nn.Module) -> set[str]:
+    """The tasks of which nothing trains."""
+    return {
+        task
+        for task, parts in task_parts(model).items()
+        if not any(tree_flatten(part.trainable_parameters()) for part in parts)
+    }
+
+
 def freeze_tasks(model: nn.Module, names: str) -> None:
-    """Keep the heads of some tasks of a multi-task head as they are.
+    """Keep the heads of some tasks as they are; objectives leave out the losses of such tasks.
 
     Args:
-        model: with a ``MultiTaskNLPHead``.
+        model: with several tasks; see :func:`task_parts`.
         names: of the tasks, joined by commas.
 
     Raises:
-        ValueError: another head, an unknown task, or none left to train.
+        ValueError: a model of one task, an unknown task, or none left to train.
     """
-    heads = getattr(getattr(model, "head", None), "task_heads", None)
-    if heads is None:
-        raise ValueError("[freeze] expected a multi-task head with freeze_tasks but got another. Leave it out.")
+    parts = task_parts(model)
+    if not parts:
+        raise ValueError("[freeze] expected a model of several tasks with freeze_tasks but got another. Leave it out.")
     frozen = {name.strip() for name in names.split(",") if name.strip()}
-    if unknown := sorted(frozen - set(heads)):
-        raise ValueError(f"[freeze] expected tasks among {', '.join(heads)} but got {', '.join(unknown)}. Correct it.")
-    if frozen == set(heads):
+    if unknown := sorted(frozen - set(parts)):
+        raise ValueError(f"[freeze] expected tasks among {', '.join(parts)} but got {', '.join(unknown)}. Correct it.")
+    if frozen == set(parts):
         raise ValueError("[freeze] expected a task that trains but freeze_tasks has all of them. Leave one out.")
     for name in frozen:
-        heads[name].freeze()
+        for part in parts[name]:
+            part.freeze()
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

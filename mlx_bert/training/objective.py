@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays
 from mlx_bert.training.distributed import World
+from mlx_bert.training.freezing import fixed_tasks
 
 INPUTS = ("input_ids", "hidden_states")
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "hamming")
@@ -70,6 +71,10 @@ class HeadObjective:
 
     def loss(self, model: Any, outputs: Mapping[str, Any], batch: Arrays) -> tuple[mx.array, mx.array]:
         labels = batch.get("labels")
+        if model.training and isinstance(labels, Mapping) and (fixed := fixed_tasks(model)):
+            labels = {task: own for task, own in labels.items() if task not in fixed}
+            if not labels:
+                return mx.array(0.0), mx.array(0.0)
         loss = model.head.compute_loss(outputs, labels) + regularization(model)
         if labels is None:
             return loss, mx.array(float(next(batch[key] for key in INPUTS if key in batch).shape[0]))

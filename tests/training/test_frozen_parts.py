@@ -11,9 +11,10 @@ from mlx_bert.core import BertCore
 from mlx_bert.data.collate import Collator, tokenize_examples
 from mlx_bert.model import BertWithHead
 from mlx_bert.training.args import TrainingArgs
-from mlx_bert.training.freezing import apply_freeze, frozen_keys, phases_of
+from mlx_bert.training.freezing import apply_freeze, freeze_tasks, frozen_keys, phases_of
 from mlx_bert.training.lora import merge_lora
 from mlx_bert.training.multi_task import MultiTaskObjective
+from mlx_bert.training.objective import HeadObjective
 from mlx_bert.training.trainer import Trainer
 
 
@@ -142,5 +143,31 @@ def test_tasks_that_cannot_be_frozen(toy, tmp_path, two_tasks):
         with pytest.raises(ValueError, match=message):
             Trainer(model, arguments(tmp_path / names, freeze_tasks=names), examples, tokenizer=toy.tokenizer,
                     objective=MultiTaskObjective()).train()  # fmt: skip
-    with pytest.raises(ValueError, match="expected a multi-task head with freeze_tasks"):
+    with pytest.raises(ValueError, match="expected a model of several tasks with freeze_tasks"):
         Trainer(toy.model(), arguments(tmp_path, freeze_tasks="a"), toy.examples(4), tokenizer=toy.tokenizer).train()
+
+
+@pytest.mark.parametrize("kind", ["multi_task", "multi_task_nlp"])
+def test_tasks_of_other_heads_stay_too(toy, tmp_path, two_tasks, kind):
+    """With the head's own loss."""
+    model, examples = two_tasks
+    if kind == "multi_task":
+        tasks = {name: {"type": "classification", "num_classes": 3} for name in ("mood", "topic")}
+        config = {"head_type": "multi_task", "input_size": model.bert.get_hidden_size(), "output_size": 3}
+        model = BertWithHead(model.bert, {**config, "extra": {"task_configs": tasks}})
+    before = weights(model)
+    args = arguments(tmp_path, freeze_tasks="topic", learning_rate=1e-3)
+    Trainer(model, args, examples, tokenizer=toy.tokenizer).train()
+    names = moved(model, before)
+    assert any(".mood." in name for name in names)
+    assert not any(".topic." in name for name in names)
+    assert any(name.startswith("bert.encoder.layers.0.") for name in names)
+    freeze_tasks(model, "topic")
+    objective, batch = HeadObjective(), Collator(0)(examples)
+    outputs = objective.forward(model.eval(), batch)
+    alone = {**batch, "labels": {"mood": batch["labels"]["mood"]}}
+    whole, part = (objective.loss(model, outputs, each)[0].item() for each in (batch, alone))
+    assert whole != pytest.approx(part)
+    assert objective.loss(model.train(), outputs, batch)[0].item() == pytest.approx(part)
+    none_left = {**batch, "labels": {"topic": batch["labels"]["topic"]}}
+    assert [value.item() for value in objective.loss(model, outputs, none_left)] == [0, 0]
