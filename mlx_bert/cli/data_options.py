@@ -20,7 +20,7 @@ def add_data_arguments(group: Any, label: bool = True) -> None:
     group.add_argument("--pair-column", metavar="NAME", help="column of the second text, for pairs")
     if label:
         group.add_argument(
-            "--label-column", metavar="NAME",
+            "--label-column", "--target", metavar="NAME",
             help="column of the label (default: label); several joined by commas: numbers, or labels of 0 and 1",
         )  # fmt: skip
     group.add_argument(

@@ -14,6 +14,8 @@ tasks, and what a row has (other columns: --text-column, --label-column, --colum
   ranking                      query, documents, labels (their relevance); or a document a row, or pos and neg
   text_similarity              text, text_pair, score
   contrastive                  text, label; or anchor, positive, maybe negative; or text, text_pair, score
+  auto                         any table: task, columns and settings follow from it, and are said; --target names the
+                               column of the label
   token_classification         tokens, tags (one per token)
   question_answering           question, context, answers (text and answer_start, none for "no answer")
   multiple_choice              question, choices, label
@@ -30,6 +32,7 @@ tasks, and what a row has (other columns: --text-column, --label-column, --colum
 
 examples:
   mlx-bert train --model minilm --train reviews.csv --output reviews-model
+  mlx-bert train --model minilm --train data.csv --task auto --target stars --output stars-model
   mlx-bert train --model minilm --train a.jsonl --eval b.jsonl --text-column review --label-column stars \\
       --task ordinal_regression --epochs 8 --learning-rate 1e-4 --patience 2 --output stars-model
   mlx-bert train --model minilm --train big.csv --freeze backbone --output quick-model   (the head alone: seconds)
@@ -68,6 +71,7 @@ from mlx_bert.training.args import TrainingArgs, add_arguments, given_arguments
 # Task -> the module of mlx_bert.cli that trains it, with train(args, settings).
 RECIPES = {
     **dict.fromkeys(KIND_OF_HEAD, "train_head"),
+    "auto": "train_auto",
     "multi_task": "train_multi_task",
     "embedding": "train_embedding",
     "cross_encoder": "train_cross_encoder",
@@ -82,16 +86,23 @@ POOLINGS = ("cls", "mean", "max", "attention", "weighted_mean", "last")
 TASK_SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
 # Options that only some tasks have: destination -> the recipes that do. Others must not be given: none is ignored.
 ONLY = {
-    "hidden_sizes": ("train_head", "train_multi_task"),
-    "dropout": ("train_head", "train_multi_task", "train_joint", "train_sentence_mtl"),
+    "hidden_sizes": ("train_head", "train_auto", "train_multi_task"),
+    "dropout": ("train_head", "train_auto", "train_multi_task", "train_joint", "train_sentence_mtl"),
     "labels": ("train_head",),
-    "class_weights": ("train_head", "train_multi_task"),
+    "class_weights": ("train_head", "train_auto", "train_multi_task"),
     "crf": ("train_head",),
-    "head_options": ("train_head", "train_multi_task", "train_joint", "train_sentence_mtl", "train_compact"),
+    "head_options": (
+        "train_head",
+        "train_auto",
+        "train_multi_task",
+        "train_joint",
+        "train_sentence_mtl",
+        "train_compact",
+    ),
     "stride": ("train_head",),
     "null_threshold": ("train_head",),
     "tasks": ("train_multi_task", "train_sentence_mtl"),
-    "pooling": ("train_head", "train_multi_task", "train_sentence_mtl"),
+    "pooling": ("train_head", "train_auto", "train_multi_task", "train_sentence_mtl"),
     "loss": ("train_embedding", "train_cross_encoder"),
     "loss_options": ("train_embedding", "train_cross_encoder", "train_sentence_mtl"),
     "teacher": ("train_embedding",),
@@ -110,6 +121,7 @@ ONLY = {
     "task_sampling": ("train_multi_task", "train_sentence_mtl"),
     "eval_size": (
         "train_head",
+        "train_auto",
         "train_multi_task",
         "train_embedding",
         "train_cross_encoder",
