@@ -147,8 +147,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 TOP = ("mlx_bert", "mlx_bert.__main__", "mlx_bert.cli")
 
-# The only ways up, and only inside a function: a raw checkpoint or hub id is convert's knowledge.
-LAZY_UPWARD = dict.fromkeys(("mlx_bert.checkpoint", "mlx_bert.model", "mlx_bert.task_model"), ("convert",))
+# The only ways up, and only inside a function: a raw checkpoint or hub id is convert's knowledge, and what a folder of
+# sentence embeddings with tasks holds is SentenceTransformerMTL's.
+LAZY_UPWARD = {
+    **dict.fromkeys(("mlx_bert.checkpoint", "mlx_bert.model", "mlx_bert.task_model"), ("convert",)),
+    "mlx_bert.inference": ("mlx_bert.mtl",),
+}
 
 LEAVES = {"heads": {"mlx", "numpy"}, "mlx_bert.encoders": {"mlx"}}
 METRICS = ("heads.metrics", "heads.ranking_metrics", "heads.tagging_metrics", "heads.threshold_metrics")

@@ -1,5 +1,6 @@
 """Pipelines that transformers does not have, and heads that we trained: against torch, or against the model itself."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
@@ -10,12 +11,14 @@ import transformers
 from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save
 
 from heads import HeadConfig, MultiTaskNLPHead
+from mlx_bert import mtl_data
 from mlx_bert.core import BertCore
 from mlx_bert.factory import create_bert_with_head
 from mlx_bert.inference.encode import SentenceEncoder
-from mlx_bert.inference.pipelines import MultiTask, TextClassification, pipeline
+from mlx_bert.inference.pipelines import MultiTask, TextClassification, multi_task, pipeline
 from mlx_bert.inference.predict import TextPredictor
 from mlx_bert.model import BertWithHead
+from mlx_bert.mtl import SentenceTransformerMTL
 from mlx_bert.multihead import MultiheadClassifier
 from mlx_bert.tokenizer import Tokenizer
 
@@ -147,10 +150,68 @@ def test_multi_task_of_every_kind(tiny_bert_folder, tmp_path):
     assert_same_in_any_batch(pipe, TEXTS)
 
 
-def test_multi_task_needs_tasks_of_whole_texts(tiny_bert_folder):
-    task = {"name": "tags", "task_type": "named_entity_recognition", "num_classes": 3}
+TAGS = ["O", "B-PER", "I-PER"]
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_multi_task_of_texts_and_tags_in_one_pass(tiny_bert_folder, tmp_path, crf):
+    tasks = [{"name": "tags", "task_type": "named_entity_recognition", "num_classes": 3},
+             {"name": "mood", "task_type": "text_classification", "num_classes": 2},
+             {"name": "size", "task_type": "text_regression"}]  # fmt: skip
+    mx.random.seed(5)
+    kwargs = {"tags": {"use_crf": crf}}
+    head = MultiTaskNLPHead(tasks, 32, head_kwargs=kwargs, initializer_range=0.5)
+    model = BertWithHead(BertCore.from_pretrained(tiny_bert_folder), head)
+    model.save_pretrained(tmp_path / "model", Tokenizer.from_pretrained(tiny_bert_folder))
+    names = {"tags": TAGS, "mood": ["glum", "glad"]}
+    pipe = pipeline("multi-task", tmp_path / "model", labels=names)
+    alone = BertWithHead(pipe.model.bert, pipe.model.head.task_heads["tags"], id2label=dict(enumerate(TAGS)))
+    texts = [*TEXTS, LONG, ""]
+    for strategy in ("simple", "none", "average"):
+        wanted = pipeline("ner", alone, tokenizer=tiny_bert_folder, aggregation_strategy=strategy)(texts)
+        assert any(wanted)
+        found = pipe(texts, aggregation_strategy=strategy)
+        assert_alike([row["tags"] for row in found], [[{**e, "score": float(e["score"])} for e in w] for w in wanted])
+    outputs = pipe.model(*pipe.tokenizer([TEXTS[0]]))["head_outputs"]
+    scores = dict(zip(names["mood"], np.array(outputs["mood"]["probabilities"])[0].tolist(), strict=True))
+    (row,) = pipe([TEXTS[0]])
+    assert {each["label"]: each["score"] for each in row["mood"]} == pytest.approx(scores, abs=1e-5)
+    assert row["size"] == [{"label": "LABEL_0", "score": pytest.approx(outputs["size"]["value"].item())}]
+    assert pipe("", ignore_labels=TAGS)["tags"] == []
+    assert_same_in_any_batch(pipe, texts)
+    plain = pipeline("multi-task", tmp_path / "model")(TEXTS[0])
+    assert {each["entity_group"] for each in plain["tags"]} <= {"LABEL_0", "LABEL_1", "LABEL_2"}
+    with pytest.raises(ValueError, match="expected 3 labels for 'tags' but got 2"):
+        pipe(TEXTS, labels={"tags": ["O", "X"]})
+    with pytest.raises(ValueError, match=r"expected aggregation_strategy to be one of none, simple.* but got 'all'"):
+        pipe(TEXTS, aggregation_strategy="all")
+    assert json.dumps(TextPredictor(pipe.model, pipe.tokenizer).predict(TEXTS))
+
+
+@pytest.mark.parametrize("sharing", ["hard", "soft"])
+def test_multi_task_of_a_sentence_model(tiny_bert_folder, tmp_path, sharing):
+    mx.random.seed(4)
+    tasks = {"topic": ["sport", "money", "art"], "mood": 2}
+    model = SentenceTransformerMTL(tiny_bert_folder, output_dim=12, tasks=tasks, sharing=sharing)
+    model.save_pretrained(tmp_path / "mtl")
+    predicted = model.predict([*TEXTS, LONG])
+    for pipe in (pipeline("multi-task", tmp_path / "mtl"), pipeline("multi-task", model)):
+        found = pipe([*TEXTS, LONG])
+        for task, names in model.tasks.items():
+            for row, probs in zip(found, predicted[task]["probs"], strict=True):
+                wanted = dict(zip(names, probs.tolist(), strict=True))
+                assert {each["label"]: each["score"] for each in row[task]} == pytest.approx(wanted, abs=1e-5)
+        assert [row["topic"][0]["label"] for row in found] == predicted["topic"]["labels"]
+        assert_same_in_any_batch(pipe, TEXTS)
+    assert multi_task.MTL_CONFIG == mtl_data.CONFIG_FILE
+    with ThreadPoolExecutor(2) as pool:
+        assert_alike(list(pool.map(pipeline("multi-task", tmp_path / "mtl"), TEXTS)), found[: len(TEXTS)])
+
+
+def test_multi_task_needs_tasks_that_label(tiny_bert_folder):
+    task = {"name": "answers", "task_type": "question_answering"}
     model = BertWithHead(BertCore.from_pretrained(tiny_bert_folder), MultiTaskNLPHead([task], 32))
-    with pytest.raises(ValueError, match="'tags' is of type token_classification"):
+    with pytest.raises(ValueError, match="'answers' is of type question_answering"):
         MultiTask(model, Tokenizer.from_pretrained(tiny_bert_folder))
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 from tokenizers import Encoding
 
 from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
@@ -67,7 +68,7 @@ class Pipeline:
                     f"{type(self).__name__} but got {kind}. Choose the pipeline of that task."
                 )
         self.model = model.eval()
-        (model.bert if isinstance(model, BertWithHead) else model).compile_graphs()
+        getattr(model, "bert", model).compile_graphs()
         self.tokenizer = tokenizer
         self.config = dict(config or {})
         self.batch_size = batch_size
@@ -149,7 +150,7 @@ class Pipeline:
     def _run(
         self,
         texts: Sequence[str] | Sequence[Encoding],
-        forward: Callable[[Batch, list[Encoding]], mx.array],
+        forward: Callable[[Batch, list[Encoding]], mx.array | dict[str, mx.array]],
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
         truncation: bool = True,
@@ -159,7 +160,7 @@ class Pipeline:
 
         Args:
             texts: or what the tokenizer made of them already, such as windows of long texts.
-            forward: a batch and its encodings to ``(B, ...)``.
+            forward: a batch and its encodings to ``(B, ...)``, or to a dict of such arrays.
             pairs: the second text of each.
             max_length: longer texts are cut to so many tokens; None for the tokenizer's bound.
             truncation: False refuses longer texts.
@@ -175,13 +176,15 @@ class Pipeline:
                     f"[pipeline] expected texts of at most {len(encodings[0])} tokens but got a longer one. "
                     "Allow truncation, or cut the text."
                 )
-            return {"values": forward(batch, encodings).astype(mx.float32), "encodings": encodings}
+            values = tree_map(lambda array: array.astype(mx.float32), forward(batch, encodings))
+            return {"values": values, "encodings": encodings}
 
         settings = {"pairs": pairs, "batch_size": self.batch_size, "max_length": max_length}
         for indices, output in run_batches(texts, tokenizer, call, **settings):
-            values = np.asarray(output["values"])
+            values = tree_map(np.asarray, output["values"])
             for row, index in enumerate(indices):
-                results[index] = then(values[row], output["encodings"][row])
+                own = tree_map(lambda array, row=row: array[row], values)
+                results[index] = then(own, output["encodings"][row])
         return results
 
     def _tokens(self, values: np.ndarray, encoding: Encoding) -> np.ndarray:

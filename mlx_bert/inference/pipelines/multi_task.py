@@ -5,9 +5,8 @@ Dimensions: B batch, C classes of a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,17 +18,24 @@ from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, read_multihead
 from mlx_bert.inference.pipelines.base import Pipeline, check_texts, check_top_k, model_in, tokenizer_of
 from mlx_bert.inference.pipelines.options import takes_options
 from mlx_bert.inference.pipelines.text_classification import TextClassification, head_scores
+from mlx_bert.inference.pipelines.token_classification import (
+    TokenClassification,
+    check_strategy,
+    entities_of,
+    tag_scores,
+)
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
 
-Scores = dict[str, list[dict[str, Any]]]
+Results = dict[str, list[dict[str, Any]]]
+MTL_CONFIG = "mtl_config.json"  # of a SentenceTransformerMTL's folder
 
 
 class MultiTask(Pipeline):
     """All tasks of a model in one pass of the encoder.
 
     Args:
-        model: an encoder with a ``multi_task`` or ``multi_task_nlp`` head of tasks that read whole texts.
+        model: an encoder with a ``multi_task`` or ``multi_task_nlp`` head of tasks that label whole texts, or tokens.
         tokenizer: its tokenizer.
         config: the checkpoint's ``config.json``, if it has one.
         batch_size: a batch holds as many tokens as this many texts of 128.
@@ -37,7 +43,7 @@ class MultiTask(Pipeline):
         max_length: longer texts are cut to so many tokens; None for the tokenizer's bound.
 
     Raises:
-        ValueError: another head, or a task that does not read whole texts.
+        ValueError: another head, or a task that labels neither texts nor tokens.
     """
 
     HEADS = frozenset({"multi_task", "multi_task_nlp"})
@@ -55,15 +61,22 @@ class MultiTask(Pipeline):
         self.labels = {task: list(names) for task, names in (labels or {}).items()}
         self.max_length = max_length
         for name, head in getattr(model.head, "task_heads", {}).items():
-            if str(head.head_type) not in TextClassification.HEADS:
+            if str(head.head_type) not in TextClassification.HEADS | TokenClassification.HEADS:
                 raise ValueError(
-                    f"[pipeline] expected tasks that give a text labels or values but {name!r} is of type "
-                    f"{head.head_type}. Call the model itself."
+                    f"[pipeline] expected tasks that give texts labels or values, or tokens labels, but {name!r} is of "
+                    f"type {head.head_type}. Call the model itself."
                 )
+
+    def prepare(self) -> None:
+        self._unknown_id = self._special_id("unk_token")
 
     @classmethod
     def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
         folder = Path(source)
+        if (folder / MTL_CONFIG).is_file():
+            from mlx_bert.mtl import SentenceTransformerMTL  # it stands above: its own methods need this package
+
+            return cls.of(SentenceTransformerMTL.from_pretrained(folder, dtype))
         if not (folder / MULTIHEAD_CONFIG).is_file():
             return super()._load(source, dtype, revision)
         model, tokenizer, saved = read_multihead(folder, dtype)
@@ -72,6 +85,8 @@ class MultiTask(Pipeline):
 
     @classmethod
     def of(cls, model: Any, tokenizer: Tokenizer | str | Path | None = None) -> Self:
+        if hasattr(model, "from_states"):
+            return SentenceTasks(model, tokenizer_of(model, tokenizer))
         own, held = tokenizer_of(model, tokenizer), model_in(model)
         if not hasattr(model, "get_labels"):
             return cls(held, own)
@@ -85,46 +100,79 @@ class MultiTask(Pipeline):
         *,
         top_k: int | None = None,
         max_length: int | None = None,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        aggregation_strategy: str = "simple",
+        ignore_labels: Sequence[str] = ("O",),
     ) -> Any:
         """Classify by every task.
 
         Args:
             inputs: a text, or a list or iterator of texts.
-            top_k: so many labels of each task, best first; None for all.
+            top_k: so many labels of each task, best first; None for all. Tasks that label tokens give all entities.
             max_length: longer texts are cut to so many tokens; None for the pipeline's own ``max_length``.
+            labels: names of the classes of tasks, where the model has none or others.
+            aggregation_strategy, ignore_labels: of tasks that label tokens, as in
+                :class:`mlx_bert.inference.pipelines.TokenClassification`.
 
         Returns:
             ``{task: [{"label", "score"}]}``, the best first: softmax for classes, sigmoid for labels that may hold
-            together, the value itself for a regression. A list of these for several texts.
+            together, the value itself for a regression; of tasks that label tokens ``[{"entity_group", "score",
+            "word", "start", "end"}]``, in the order of the text. A list of these for several texts.
 
         Raises:
-            ValueError: something that is no text, or a ``top_k`` below 1.
+            ValueError: something that is no text, a ``top_k`` below 1, an unknown strategy, or names that are not as
+                many as a task has classes.
         """
         check_top_k(top_k)
-        run = partial(self._classify, top_k=top_k, max_length=max_length or self.max_length)
+        check_strategy(aggregation_strategy)
+        names = {**self.labels, **{task: list(own) for task, own in (labels or {}).items()}}
+        run = partial(
+            self._classify,
+            top_k=top_k,
+            max_length=max_length or self.max_length,
+            names=names,
+            tagging=(aggregation_strategy, frozenset(ignore_labels)),
+        )
         return self._each(inputs, isinstance(inputs, str), run)
 
-    def _classify(self, texts: list[str], top_k: int | None, max_length: int | None) -> list[Scores]:
-        sizes: dict[str, int] = {}
-
-        def forward(batch: Batch, _: Any) -> mx.array:
-            scores = self._task_scores(batch)
-            sizes.update({task: each.shape[1] for task, each in scores.items()})
-            return mx.concatenate(list(scores.values()), axis=1)
-
+    def _classify(
+        self,
+        texts: list[str],
+        top_k: int | None,
+        max_length: int | None,
+        names: Mapping[str, Sequence[str]],
+        tagging: tuple[str, Collection[str]],
+    ) -> list[Results]:
+        runs = self._run(check_texts(texts), lambda batch, _: self._task_scores(batch), max_length=max_length)
         results = []
-        for row, _ in self._run(check_texts(texts), forward, max_length=max_length):
-            bounds = pairwise(accumulate(sizes.values(), initial=0))
-            parts = {task: row[start:end] for task, (start, end) in zip(sizes, bounds, strict=True)}
-            results.append({task: self._ranked(task, part, top_k) for task, part in parts.items()})
+        for text, (rows, encoding) in zip(texts, runs, strict=True):
+            found: Results = {}
+            for task, row in rows.items():
+                own = _Names(task, names.get(task), self._classes(task) if row.ndim == 2 else len(row))
+                if row.ndim == 1:
+                    order = np.argsort(-row, kind="stable")[:top_k]
+                    found[task] = [{"label": own(place), "score": float(row[place])} for place in order]
+                    continue
+                naming = (self.tokenizer.fast, self._unknown_id, own)
+                entities = entities_of(text, encoding, self._tokens(row, encoding), len(own), naming, *tagging)
+                found[task] = [{**entity, "score": float(entity["score"])} for entity in entities]
+            results.append(found)
         return results
 
+    def _classes(self, task: str) -> int:
+        return self.model.head.task_heads[task].config.output_size
+
     def _task_scores(self, batch: Batch) -> dict[str, mx.array]:
-        """``{task: (B, C)}``."""
+        """``{task: (B, C)}``; of tasks that label tokens ``(B, L, C)``, or ``(B, L, C + 1)`` of a CRF."""
         outputs = self.model(*batch[:2], token_type_ids=batch.token_type_ids)["head_outputs"]
         head, rows = self.model.head, len(batch.input_ids)
         if str(head.head_type) == "multi_task_nlp":
-            return {task: head_scores(each, rows).astype(mx.float32) for task, each in outputs.items()}
+            kinds = {task: str(own.head_type) for task, own in head.task_heads.items()}
+            is_tagging = {task: kind in TokenClassification.HEADS for task, kind in kinds.items()}
+            return {
+                task: tag_scores(each, head.task_heads[task]) if is_tagging[task] else head_scores(each, rows)
+                for task, each in outputs.items()
+            }
         functions = {"classification": mx.softmax, "multilabel": lambda logits, **_: mx.sigmoid(logits)}
         scores = {}
         for task, settings in head.option("task_configs").items():
@@ -132,7 +180,39 @@ class MultiTask(Pipeline):
             scores[task] = functions[settings["type"]](logits, axis=-1) if settings["type"] in functions else logits
         return scores
 
-    def _ranked(self, task: str, scores: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
-        names = self.labels.get(task) or [f"LABEL_{number}" for number in range(len(scores))]
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": names[place], "score": float(scores[place])} for place in order]
+
+class SentenceTasks(MultiTask):
+    """The tasks of a :class:`mlx_bert.mtl.SentenceTransformerMTL`, which come with names.
+
+    Args:
+        model: such a model.
+        tokenizer: its tokenizer.
+    """
+
+    HEADS = None
+
+    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        from mlx_bert.mtl import MAX_LENGTH
+
+        mx.eval(model.state)  # batches may run in another thread, which cannot finish this one's work
+        Pipeline.__init__(self, model, tokenizer)
+        self.labels, self.max_length = model.tasks, MAX_LENGTH
+
+    def _task_scores(self, batch: Batch) -> dict[str, mx.array]:
+        outputs = self.model(*batch)
+        return {task: mx.softmax(outputs[f"{task}_logits"], axis=-1) for task in self.labels}
+
+
+class _Names:
+    """The names of a task's classes by their ids; ``LABEL_0``, ... without any."""
+
+    def __init__(self, task: str, names: Sequence[str] | None, classes: int) -> None:
+        if names and len(names) != classes:
+            raise ValueError(f"[pipeline] expected {classes} labels for {task!r} but got {len(names)}. Name them all.")
+        self._names = list(names or (f"LABEL_{number}" for number in range(classes)))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __call__(self, number: int) -> str:
+        return self._names[number]

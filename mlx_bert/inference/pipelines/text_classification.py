@@ -194,7 +194,7 @@ class ZeroShotClassification(Pipeline):
 
 def head_scores(outputs: Mapping[str, mx.array], rows: int) -> mx.array:
     """Probabilities of the classes, or values in the targets' units, ``(B, C)``, whichever a head gives."""
-    names = ("probabilities_2class", "probabilities", "scores", "predictions")
+    names = ("probabilities_2class", "probabilities", "scores", "value", "predictions")
     return next(outputs[name] for name in names if name in outputs).reshape(rows, -1)
 
 

@@ -5,12 +5,14 @@ Dimensions: B batch, L tokens, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from tokenizers import Encoding
 
 from heads.decoding import crf_log_likelihood
 from mlx_bert.inference.entities import STRATEGIES, Entity, find_entities, merge_overlapping, tokens_of
@@ -62,11 +64,7 @@ class TokenClassification(Pipeline):
         Raises:
             ValueError: an unknown strategy, a stride without a strategy or too long for the model, or no texts.
         """
-        if aggregation_strategy not in STRATEGIES:
-            raise ValueError(
-                f"[pipeline] expected aggregation_strategy to be one of {', '.join(STRATEGIES)} "
-                f"but got {aggregation_strategy!r}."
-            )
+        check_strategy(aggregation_strategy)
         if stride is not None and aggregation_strategy == "none":
             raise ValueError(
                 "[pipeline] expected an aggregation_strategy other than 'none' with stride, because tokens of "
@@ -113,29 +111,67 @@ class TokenClassification(Pipeline):
             entities: list[Entity] = []
             for values, encoding in (next(runs) for _ in row):
                 values = self._tokens(values, encoding)
-                path = values[:, classes].astype(int) if values.shape[1] > classes else None
-                scores, fast = values[:, :classes], self.tokenizer.fast
-                tokens = tokens_of(text, encoding, scores, fast, self._unknown_id, path, places)
-                found = find_entities(tokens, self._label, fast, strategy)
-                entities += [each for each in found if each.get("entity", each.get("entity_group")) not in ignored]
+                naming = (self.tokenizer.fast, self._unknown_id, self._label)
+                entities += entities_of(text, encoding, values, classes, naming, strategy, ignored, places)
             results.append(merge_overlapping(entities) if len(row) > 1 else entities)
         return results
 
     def _scores(self, batch: Batch, _: Any) -> mx.array:
         """Probabilities of the labels ``(B, L, C)``; of a CRF ``(B, L, C + 1)``, its best path's labels behind them."""
         outputs = self.model(*batch[:2], token_type_ids=batch.token_type_ids)["head_outputs"]
-        if "probabilities" in outputs:
-            return outputs["probabilities"]
-        path, mask, head = outputs["predictions"], outputs["attention_mask"], self.model.head
+        return tag_scores(outputs, self.model.head)
 
-        def likelihood(logits: mx.array) -> mx.array:
-            crf = head.transitions, head.start_transitions, head.end_transitions
-            return mx.sum(crf_log_likelihood(logits, path, mask, *crf))
 
-        # The derivative by an emission is 1 on the path, less the probability of the label there.
-        chosen = mx.expand_dims(path, -1) == mx.arange(head.config.output_size)
-        marginals = chosen - mx.grad(likelihood)(outputs["logits"])
-        return mx.concatenate([marginals, mx.expand_dims(path, -1).astype(marginals.dtype)], axis=-1)
+def check_strategy(name: str) -> None:
+    """Raise ValueError for an unknown aggregation strategy."""
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"[pipeline] expected aggregation_strategy to be one of {', '.join(STRATEGIES)} but got {name!r}."
+        )
+
+
+def tag_scores(outputs: Mapping[str, mx.array], head: Any) -> mx.array:
+    """Probabilities of a head's labels ``(B, L, C)``; of a CRF ``(B, L, C + 1)``, its best path's labels behind."""
+    if "probabilities" in outputs:
+        return outputs["probabilities"]
+    path, mask = outputs["predictions"], outputs["attention_mask"]
+
+    def likelihood(logits: mx.array) -> mx.array:
+        crf = head.transitions, head.start_transitions, head.end_transitions
+        return mx.sum(crf_log_likelihood(logits, path, mask, *crf))
+
+    # The derivative by an emission is 1 on the path, less the probability of the label there.
+    chosen = mx.expand_dims(path, -1) == mx.arange(head.config.output_size)
+    marginals = chosen - mx.grad(likelihood)(outputs["logits"])
+    return mx.concatenate([marginals, mx.expand_dims(path, -1).astype(marginals.dtype)], axis=-1)
+
+
+def entities_of(
+    text: str,
+    encoding: Encoding,
+    values: np.ndarray,
+    classes: int,
+    naming: tuple[Any, int | None, Callable[[int], str]],
+    strategy: str,
+    ignored: Collection[str],
+    places: list[int] | None = None,
+) -> list[Entity]:
+    """The entities of a text, or of a window of it, in one of ``STRATEGIES``.
+
+    Args:
+        text: all of it.
+        encoding: its tokens.
+        values: what :func:`tag_scores` gives them, ``(L, C)`` or ``(L, C + 1)``.
+        classes: C.
+        naming: the fast tokenizer, its unknown token's id, and the names of labels.
+        strategy, ignored: as in :class:`TokenClassification`.
+        places: where words given apart start in the text.
+    """
+    fast, unknown, label = naming
+    path = values[:, classes].astype(int) if values.shape[1] > classes else None
+    tokens = tokens_of(text, encoding, values[:, :classes], fast, unknown, path, places)
+    found = find_entities(tokens, label, fast, strategy)
+    return [each for each in found if each.get("entity", each.get("entity_group")) not in ignored]
 
 
 def _words(words: Any) -> list[str]:
