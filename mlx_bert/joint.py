@@ -24,7 +24,7 @@ from heads.initialization import truncated_normal_linear
 from heads.losses import cross_entropy
 from heads.metrics import entity_metrics
 from mlx_bert.checkpoint import entries_of, load_strict, read_json, write_json, write_safetensors
-from mlx_bert.core import BertCore
+from mlx_bert.core import BertCore, BertOutput
 from mlx_bert.data.alignment import first_tokens, tag_examples, word_spans, words_of_tokens
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays, Collator, token_count
 from mlx_bert.data.labels import LabelMap
@@ -135,9 +135,16 @@ class JointIntentNER(nn.Module):
             attention_mask: ``(B, L)``, 1 for real tokens; None when nothing is padded.
             token_type_ids: ``(B, L)`` or None.
         """
-        encoded = self.bert(input_ids, attention_mask, token_type_ids)
+        return self._outputs(self.bert(input_ids, attention_mask, token_type_ids))
+
+    def from_states(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> dict[str, mx.array]:
+        """The same from the encoder's ``hidden_states`` ``(B, L, D)``, if :attr:`reads_states`."""
+        pooler = getattr(self.bert.encoder, "pooler", None)
+        return self._outputs(BertOutput(hidden_states, attention_mask, pooler=pooler))
+
+    def _outputs(self, encoded: BertOutput) -> dict[str, mx.array]:
         sentence = encoded.pooler_output if self.sentence == "pooler" else encoded.cls_output
-        tokens = self.ner_head(encoded.last_hidden_state, attention_mask)["logits"]
+        tokens = self.ner_head(encoded.last_hidden_state, encoded.attention_mask)["logits"]
         return {
             "intent_logits": self.intent_head(sentence).astype(mx.float32),
             "ner_logits": tokens.astype(mx.float32),
@@ -181,6 +188,11 @@ class JointIntentNER(nn.Module):
     def reads_pooler(self) -> bool:
         """Whether the intent is read from the encoder's pooler, which then trains with the encoder."""
         return self.sentence == "pooler"
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the heads read the encoder's hidden states alone, so that these can be kept while it is frozen."""
+        return self.sentence == "cls" or self.bert.config.model_type != "cnn_hybrid"  # which pools otherwise
 
     def is_frozen(self, part: str) -> bool:
         """Whether nothing of ``"backbone"``, ``"intent"`` or ``"ner"`` trains."""
@@ -289,6 +301,8 @@ class JointObjective:
 
     def forward(self, model: JointIntentNER, batch: Arrays) -> dict[str, mx.array]:
         """The logits of both heads."""
+        if "hidden_states" in batch:
+            return model.from_states(batch["hidden_states"], batch.get("attention_mask"))
         return model(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))
 
     def losses(
@@ -338,31 +352,14 @@ class JointObjective:
         }
 
 
-class JointCollator:
-    """Pads ids and the tags of tokens to a common length.
+def joint_collator(tokenizer: Tokenizer, max_length: int | None = None, exact: bool = False) -> Collator:
+    """Pads ids and the tags of tokens: ``labels`` {intent ``(B,)``, tags ``(B, L)``, starts ``(B, L)``}.
 
     Args:
-        pad_id, padding_side: the tokenizer's.
-        max_length: the encoder's bound.
-        exact: as for ``Collator``.
+        tokenizer: of the model.
+        max_length, exact: as for ``Collator``.
     """
-
-    def __init__(
-        self, pad_id: int, padding_side: str = "right", max_length: int | None = None, exact: bool = False
-    ) -> None:
-        self._ids = Collator(pad_id, padding_side, token_labels=True, max_length=max_length, exact=exact)
-
-    def __call__(self, examples: Sequence[Example]) -> Arrays:
-        """``input_ids``, ``attention_mask`` and ``labels`` {intent ``(B,)``, tags ``(B, L)``, starts ``(B, L)``}."""
-        labels = [example["labels"] for example in examples]
-        rows = [{"input_ids": example["input_ids"]} for example in examples]
-        parts = {}
-        for name in ("tags", "starts"):
-            filled = [{**row, "labels": label[name]} for row, label in zip(rows, labels, strict=True)]
-            batch = self._ids(filled)
-            parts[name] = batch.pop("labels")
-        intents = mx.array(np.array([label["intent"] for label in labels], dtype=np.int32))
-        return {**batch, "labels": {"intent": intents, **parts}}
+    return Collator(tokenizer.pad_id, tokenizer.padding_side, ("tags", "starts"), max_length, exact)
 
 
 def joint_examples(model: JointIntentNER, rows: Sequence[Example], max_length: int | None = None) -> list[Example]:
@@ -441,7 +438,7 @@ def joint_trainer(
         weights=weights if len(set(weights)) > 1 else None,
     )
     bound = model.bert.config.max_tokens
-    collate = JointCollator(tokenizer.pad_id, tokenizer.padding_side, bound, exact=not compiles(settings))
+    collate = joint_collator(tokenizer, bound, exact=not compiles(settings))
     measured = [TrainMetrics(examples)] if evaluate_train else []
     options = {"tokenizer": tokenizer, "collate": collate, "objective": JointObjective(), "sampler": sampler}
     options["callbacks"] = [*measured, *callbacks]
@@ -451,7 +448,7 @@ def joint_trainer(
 def evaluate_joint(model: JointIntentNER, rows: Sequence[Example], batch_size: int = 64) -> dict[str, float]:
     """Losses and metrics of a model on rows for :func:`joint_examples`, as in :meth:`JointObjective.metrics`."""
     examples = joint_examples(model, rows)
-    collate = JointCollator(model.tokenizer.pad_id, model.tokenizer.padding_side, exact=True)
+    collate = joint_collator(model.tokenizer, exact=True)
     sampler = LengthBucketSampler([token_count(example) for example in examples], batch_size, shuffle=False)
     batches = (collate([examples[index] for index in batch.indices]) for batch in sampler.batches())
     return evaluate(model.eval(), JointObjective(), batches)[0]

@@ -14,7 +14,15 @@ from mlx_bert import joint
 from mlx_bert.bpe import ByteLevelBPE
 from mlx_bert.core import BertCore
 from mlx_bert.encoders.compact import Config
-from mlx_bert.joint import JointCollator, JointIntentNER, JointObjective, evaluate_joint, joint_examples, train_joint
+from mlx_bert.joint import (
+    JointIntentNER,
+    JointObjective,
+    evaluate_joint,
+    joint_collator,
+    joint_examples,
+    joint_trainer,
+    train_joint,
+)
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.callbacks import Callback
 
@@ -61,7 +69,7 @@ def compact(tokenizer):
 
 
 def batch_of(model, made) -> dict:
-    return JointCollator(model.tokenizer.pad_id)(joint_examples(model, made))
+    return joint_collator(model.tokenizer)(joint_examples(model, made))
 
 
 def test_outputs(compact):
@@ -190,6 +198,21 @@ def test_layers_are_frozen_with_what_is_below_them(compact):
     names = {name for name, _ in tree_flatten(compact().freeze("backbone", num_layers=1).bert.trainable_parameters())}
     assert {name.split(".layers.")[1][0] for name in names if ".layers." in name} == {"1"}
     assert not any("embeddings" in name for name in names)
+
+
+@pytest.mark.parametrize("sentence", ["pooler", "cls"])
+def test_a_frozen_encoder_runs_once_per_text(sentence, compact, tmp_path, tiny_bert_folder):
+    results = []
+    for cached in (True, False):
+        mx.random.seed(1)
+        core, tokenizer = BertCore.from_pretrained(tiny_bert_folder), Tokenizer.from_pretrained(tiny_bert_folder)
+        model = JointIntentNER(core, tokenizer, ["fly", "play"], TAGS, dropout=0.0, sentence=sentence)
+        args = {**FAST, "output_dir": str(tmp_path / str(cached)), "epochs": 2, "freeze": "backbone",
+                "cache_encoder": cached}  # fmt: skip
+        trainer = joint_trainer(model, rows(16), rows(6, seed=1), args, evaluate_train=False)
+        results.append(trainer.train().metrics)
+        assert trainer.feed.is_cached == cached
+    assert results[0] == pytest.approx(results[1], abs=1e-4)
 
 
 def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):

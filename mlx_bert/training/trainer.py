@@ -237,7 +237,7 @@ class Trainer:
             freeze_again(self.model, self._found, exactly=False)
         if args.freeze_tasks:
             freeze_tasks(self.model, args.freeze_tasks)
-        if self.is_frozen and args.cache_encoder:
+        if self.is_frozen and args.cache_encoder and getattr(self.model, "reads_states", True):
             self.feed.cache(self.model.bert, lambda: self._stop)
         else:
             self.feed.drop_cache()

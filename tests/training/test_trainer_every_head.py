@@ -34,7 +34,7 @@ def batch_of(case, start: int = 0, stop: int = ROWS) -> dict:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_any_head_trains_and_is_measured(name, tmp_path):
+def test_any_head_trains_and_is_measured(name, tmp_path, caplog):
     case = CASES[name]
     settings = {"batch_size": 3, "progress": False, "learning_rate": 1e-3}
     enhanced = EnhancedTrainer(model_of(case), tmp_path / "enhanced", num_epochs=1, eval_steps=2, **settings)
@@ -51,6 +51,7 @@ def test_any_head_trains_and_is_measured(name, tmp_path):
     trainer = Trainer(model_of(case), args, examples, examples)
     assert math.isfinite(trainer.train().metrics["loss"])
     assert trainer.feed.is_cached == (not case.inner)
+    assert ("the frozen encoder runs in every epoch" in caplog.text) == bool(case.inner)
 
 
 def test_examples_that_are_groups_are_not_batches():
