@@ -9,10 +9,15 @@ from cli_cases import lines, predictions
 from mlx.utils import tree_flatten
 from pipeline_cases import LONG, TEXTS, save
 
+from heads import MultiTaskNLPHead
 from mlx_bert.cli import predict, predictors
+from mlx_bert.core import BertCore
+from mlx_bert.factory import create_bert_with_head
 from mlx_bert.inference.cross_encoder import CrossEncoder
 from mlx_bert.inference.pipelines import FillMask
 from mlx_bert.inference.predict import TextPredictor
+from mlx_bert.model import BertWithHead
+from mlx_bert.tokenizer import Tokenizer
 
 MASKED = [f"the [MASK] dog walked {'slowly ' * n}" for n in range(7)]
 
@@ -149,9 +154,6 @@ def test_the_type_to_compute_in(command, models, tmp_path, monkeypatch, name):
 
 
 def test_values_have_no_best(command, tiny_bert_folder, tmp_path):
-    from mlx_bert.factory import create_bert_with_head
-    from mlx_bert.tokenizer import Tokenizer
-
     model = create_bert_with_head(bert_name=tiny_bert_folder, head_type="regression", num_labels=1)
     model.save_pretrained(tmp_path / "model", Tokenizer.from_pretrained(tiny_bert_folder))
     given = ("predict", "--model", tmp_path / "model", "the cat", "--top-k", "2")
@@ -163,3 +165,15 @@ def test_lines_that_are_not_utf8_are_named(command, models, tmp_path):
     (tmp_path / "texts.txt").write_bytes(b"a dog\n\xff\n")
     given = ("predict", "--model", models / "classes", "--input", tmp_path / "texts.txt")
     assert "texts.txt line 2 is not UTF-8" in command(*given, code=2)
+
+
+def test_tags_beside_classes(command, tiny_bert_folder, tmp_path):
+    tasks = [{"name": "tags", "task_type": "named_entity_recognition", "num_classes": 3},
+             {"name": "mood", "task_type": "text_classification", "num_classes": 2}]  # fmt: skip
+    model = BertWithHead(BertCore.from_pretrained(tiny_bert_folder), MultiTaskNLPHead(tasks, 32))
+    model.save_pretrained(tmp_path / "model", Tokenizer.from_pretrained(tiny_bert_folder))
+    (row,) = predictions(command, tmp_path / "model", "the good cat", "--top-k", "2")
+    assert list(row) == ["text", "tags_entities", "mood", "mood_confidence", "mood_scores"]
+    assert row["tags_entities"][0]["word"]
+    (line,) = command("predict", "--model", tmp_path / "model", "the good cat").splitlines()
+    assert line.startswith(f"mood {row['mood']} {row['mood_confidence']:.4f}, tags LABEL_")
