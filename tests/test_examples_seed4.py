@@ -11,12 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import mlx.core as mx
-import numpy as np
 import pytest
-import torch
 
 from mlx_bert import ByteLevelBPE, JointIntentNER, SentenceEncoder
-from mlx_bert.training.compact import SIZES, TripletObjective
+from mlx_bert.training.compact import SIZES
 
 FOLDER = Path(__file__).parent.parent / "examples"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -83,22 +81,6 @@ def test_the_pretrained_encoder_is_the_backbone(work):
     assert trained.keys() == start.keys()
     distance = max(mx.abs(trained[name] - start[name]).max().item() for name in start)
     assert 0 < distance < 0.1  # a fresh encoder would be farther away
-
-
-def test_the_triplet_objective_equals_torch():
-    objective = TripletObjective()
-    rows = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
-    outputs = dict(zip(("anchor", "positive", "negative"), map(mx.array, rows), strict=True))
-    loss, weight = objective.loss(None, outputs, {})
-    distance = lambda a, b: 1 - torch.nn.functional.cosine_similarity(a, b)  # noqa: E731
-    wanted = torch.nn.TripletMarginWithDistanceLoss(distance_function=distance, margin=0.2)(*map(torch.tensor, rows))
-    assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
-    assert weight.item() == 6
-    near, far = (torch.nn.functional.cosine_similarity(torch.tensor(rows[0]), torch.tensor(row)) for row in rows[1:])
-    found = objective.metrics(None, outputs, None)
-    assert found["accuracy"] == pytest.approx((near > far).float().mean().item())
-    assert found["positive"] == pytest.approx(near.mean().item(), abs=1e-6)
-    assert found["negative"] == pytest.approx(far.mean().item(), abs=1e-6)
 
 
 def test_made_up_data():

@@ -1,5 +1,5 @@
 """Fine-tune an encoder: with a task head, with heads of several tasks, as an embedding model or a cross-encoder, on
-plain text, or from few examples.
+plain text, or from few examples; or train a tokenizer and a small encoder from scratch.
 
 Data are CSV or TSV files with a header line, JSON, JSON Lines, CoNLL or Parquet files, folders that Hugging Face's
 datasets saved, or data sets of the hub (hub:NAME[:CONFIG][@SPLIT]). Bad rows are all reported, with their lines.
@@ -29,6 +29,9 @@ tasks, and what a row has (other columns: --text-column, --label-column, --colum
   tokenizer                    text: trains a byte-level BPE, without --model
   compact                      anchor, positive, negative; or query, pos, neg; or two texts and a score: trains a small
                                sentence encoder from scratch; --model is the folder of its tokenizer
+
+few_shot, joint, sentence_mtl and compact have training settings of their own where the defaults below are not given:
+train_config.json says what was used.
 
 examples:
   mlx-bert train --model minilm --train reviews.csv --output reviews-model
