@@ -44,10 +44,17 @@ class TrainingArgs:
     layer_decay: float = setting(1.0, "each layer's learning rate over that of the layer above; 1 for the same rate")
     optimizer: str = setting("adamw", "optimiser", OPTIMIZERS)
     weight_decay: float = setting(0.01, "weight decay; never on biases and norms")
+    head_weight_decay: float | None = setting(None, "weight decay of the head; weight_decay if not set")
     schedule: str = setting("cosine", "course of the learning rate after the warm-up", SCHEDULES)
     schedule_power: float | None = setting(None, "exponent of the polynomial schedule; 2 if not set")
     warmup_ratio: float = setting(0.1, "part of all updates in which the learning rate rises from 0")
     warmup_steps: int | None = setting(None, "updates of the warm-up; replaces warmup_ratio")
+    head_schedule: str | None = setting(
+        None, "course of the head's learning rate after its warm-up; schedule if not set", SCHEDULES
+    )
+    head_warmup_ratio: float | None = setting(
+        None, "part of all updates in which the head's learning rate rises from 0; the encoder's warm-up if not set"
+    )
     max_grad_norm: float = setting(1.0, "clip the global norm of the gradient to this; 0 for no clipping")
     freeze: str = setting(
         "as_is",
@@ -133,7 +140,7 @@ class TrainingArgs:
                 wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
                 raise ValueError(f"[TrainingArgs] expected {name} to be {wanted} but got {value!r}. Correct it.")
             choices = type(self).__dataclass_fields__[name].metadata.get("choices")
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise ValueError(f"[TrainingArgs] expected {name} to be one of {', '.join(choices)} but got {value!r}.")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "log_every", "cache_limit_mb"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
@@ -148,12 +155,19 @@ class TrainingArgs:
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("weight_decay", "max_grad_norm", "min_delta", "learning_rate"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("head_learning_rate", "freeze_learning_rate", "schedule_power", "warmup_steps"):
+        for name in (
+            "head_learning_rate",
+            "head_weight_decay",
+            "freeze_learning_rate",
+            "schedule_power",
+            "warmup_steps",
+        ):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
         for name in ("eval_batch_size", "max_length"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         self._check("seed", self.seed < 2**31, "below 2147483648")
         self._check("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)")
+        self._check("head_warmup_ratio", 0 <= (self.head_warmup_ratio or 0) < 1, "in [0, 1)")
         self._check("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
         adapters = ("lora_rank", "lora_alpha", "lora_dropout", "dora")
         unset = all(getattr(self, name) == type(self).__dataclass_fields__[name].default for name in adapters)
@@ -165,8 +179,8 @@ class TrainingArgs:
         self._check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
         self._check(
             "schedule_power",
-            self.schedule_power is None or self.schedule == "polynomial",
-            "None unless schedule is 'polynomial'",
+            self.schedule_power is None or "polynomial" in (self.schedule, self.head_schedule),
+            "None unless schedule or head_schedule is 'polynomial'",
         )
         for name in ("eval_every", "save_every"):
             value = getattr(self, name)

@@ -20,6 +20,7 @@ from mlx_bert.training.args import TrainingArgs
 
 ENCODER = "bert."
 HEAD_RATE = 10.0  # a new head learns faster than a pretrained encoder
+HEAD_SETTINGS = ("head_learning_rate", "head_weight_decay", "head_schedule", "head_warmup_ratio")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -76,6 +77,7 @@ class ParameterGroup:
         learning_rate: peak learning rate.
         weight_decay: 0 for biases and norms.
         parameters: their paths.
+        is_head: whether they follow the head's schedule.
     """
 
     name: str
@@ -83,6 +85,7 @@ class ParameterGroup:
     learning_rate: float
     weight_decay: float
     parameters: tuple[str, ...]
+    is_head: bool = False
 
 
 def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 1.0) -> list[ParameterGroup]:
@@ -100,7 +103,7 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         rate_factor: multiplies every learning rate.
 
     Raises:
-        ValueError: nothing is trainable, or there is a rate for the head and no encoder beside it.
+        ValueError: nothing is trainable, or there are settings for the head and no encoder beside it.
     """
     parameters = dict(tree_flatten(model.trainable_parameters()))
     if not parameters:
@@ -109,13 +112,12 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         )
     everything = [name for name, _ in tree_flatten(model.parameters())]
     has_encoder = any(name.startswith(ENCODER) for name in everything)
-    if not has_encoder and args.head_learning_rate is not None:
-        raise ValueError(
-            "[optimizer] expected a model with an encoder and a head with head_learning_rate. Leave it out."
-        )
+    given = [name for name in HEAD_SETTINGS if getattr(args, name) is not None]
+    if not has_encoder and given:
+        raise ValueError(f"[optimizer] expected a model with an encoder and a head with {given[0]}. Leave it out.")
     depth = 1 + max((int(found[1]) for name in everything if (found := _LAYER.search(name))), default=-1)
     head_rate = HEAD_RATE * args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
-    members: dict[tuple[str, str, float, float], list[str]] = {}
+    members: dict[tuple[str, str, float, float, bool], list[str]] = {}
     for name, array in parameters.items():
         label, rate, algorithm = "head", head_rate, args.optimizer
         is_encoder = name.startswith(ENCODER) or not has_encoder
@@ -128,10 +130,11 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
                 label, rate = f"{label} level {level}", rate * args.layer_decay ** (depth - level)
         if algorithm == "muon" and not (is_encoder and array.ndim == 2 and "embed" not in name):
             label, algorithm = f"{label}, adamw", "adamw"
-        decay = args.weight_decay if array.ndim >= 2 and not name.endswith("bias") else 0.0
-        label = label if decay or not args.weight_decay else f"{label}, no decay"
-        members.setdefault((label, algorithm, rate * rate_factor, decay), []).append(name)
-    return [ParameterGroup(*settings, tuple(names)) for settings, names in members.items()]
+        usual = args.weight_decay if is_encoder or args.head_weight_decay is None else args.head_weight_decay
+        decay = usual if array.ndim >= 2 and not name.endswith("bias") else 0.0
+        label = label if decay or not usual else f"{label}, no decay"
+        members.setdefault((label, algorithm, rate * rate_factor, decay, not is_encoder), []).append(name)
+    return [ParameterGroup(*settings, tuple(names), is_head) for (*settings, is_head), names in members.items()]
 
 
 class GroupedOptimizer:
@@ -153,10 +156,11 @@ class GroupedOptimizer:
         self.state = [optimizer.state for optimizer in self.optimizers]
         mx.eval(self.state)
 
-    def set_factor(self, factor: float) -> None:
-        """Set the learning rates to ``factor`` times those of the groups."""
+    def set_factor(self, factor: float, head_factor: float | None = None) -> None:
+        """Set the learning rates to ``factor`` times those of the groups; ``head_factor`` is that of the head."""
+        head_factor = factor if head_factor is None else head_factor
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
-            optimizer.learning_rate = group.learning_rate * factor
+            optimizer.learning_rate = group.learning_rate * (head_factor if group.is_head else factor)
 
     def apply(self, gradients: Mapping[str, mx.array], parameters: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The updated parameters, flat."""

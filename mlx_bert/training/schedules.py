@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_bert.training.args import TrainingArgs
 
 Schedule = Callable[[int], float]
 SCHEDULES = ("cosine", "linear", "constant", "cosine_per_epoch", "polynomial")
@@ -51,3 +55,14 @@ def create_schedule(
         return 1.0
 
     return factor
+
+
+def schedules_of(args: TrainingArgs, total_steps: int, steps_per_epoch: int) -> tuple[Schedule, Schedule]:
+    """The schedules of the encoder and of the head that the settings ask for; see :func:`create_schedule`."""
+    warmup = math.ceil(args.warmup_ratio * total_steps) if args.warmup_steps is None else args.warmup_steps
+    own = warmup if args.head_warmup_ratio is None else math.ceil(args.head_warmup_ratio * total_steps)
+    power = 2.0 if args.schedule_power is None else args.schedule_power
+    return (
+        create_schedule(args.schedule, total_steps, warmup, steps_per_epoch, power),
+        create_schedule(args.head_schedule or args.schedule, total_steps, own, steps_per_epoch, power),
+    )

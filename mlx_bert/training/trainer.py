@@ -37,7 +37,7 @@ from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
 from mlx_bert.training.outcome import TrainingInterrupted, TrainResult
 from mlx_bert.training.recompute import encoder_layers, gradient_checkpointing
 from mlx_bert.training.run_folder import HISTORY, RunFolder
-from mlx_bert.training.schedules import create_schedule
+from mlx_bert.training.schedules import schedules_of
 from mlx_bert.training.setup import setup_of
 from mlx_bert.training.step import TrainingStep, compiles, flat_parameters, install, maybe_compile
 
@@ -243,9 +243,7 @@ class Trainer:
             self.feed.drop_cache()
         self.optimizer = GroupedOptimizer(parameter_groups(self.model, args), flat_parameters(self.model))
         total = self.updates_per_epoch * phase.epochs
-        warmup = math.ceil(args.warmup_ratio * total) if args.warmup_steps is None else args.warmup_steps
-        power = 2.0 if args.schedule_power is None else args.schedule_power
-        self.schedule = create_schedule(args.schedule, total, warmup, self.updates_per_epoch, power)
+        self.schedules = schedules_of(args, total, self.updates_per_epoch)
         self.step = TrainingStep(self.model, self.objective, self.optimizer, args, self.world)
 
     def _epoch(self, phase: Phase) -> None:
@@ -256,7 +254,7 @@ class Trainer:
         ready = self.feed.collated(groups[state.update]) if state.update < len(groups) else None
         while state.update < len(groups):
             group = groups[state.update]
-            self.optimizer.set_factor(self.schedule(state.phase_step))
+            self.optimizer.set_factor(*(schedule(state.phase_step) for schedule in self.schedules))
             ranks, first = self.world.size, (self.args.seed << 32) + self.world.rank
             seeds = [first + (state.micro_step + number) * ranks for number in range(len(group))]
             losses, weights, norm = self.step(ready, seeds, self._stop)
@@ -365,8 +363,8 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         """The largest rate of the last update."""
-        factor = self.schedule(max(0, self.state.phase_step - 1))
-        return factor * max(group.learning_rate for group in self.optimizer.groups)
+        factors = [schedule(max(0, self.state.phase_step - 1)) for schedule in self.schedules]
+        return max(factors[group.is_head] * group.learning_rate for group in self.optimizer.groups)
 
     def _measure(self) -> dict[str, float]:
         """What an evaluation during the run finds, by name."""

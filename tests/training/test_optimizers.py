@@ -1,12 +1,15 @@
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
 
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.freezing import apply_freeze
 from mlx_bert.training.optimizers import GroupedOptimizer, ParameterGroup, clip_by_global_norm, parameter_groups
+from mlx_bert.training.trainer import Trainer
 
 
 def test_groups_are_exactly_these(toy):
@@ -65,6 +68,14 @@ def test_muon_takes_the_encoders_matrices_only(toy):
     assert set(algorithms.values()) == {"muon", "adamw"}
 
 
+@pytest.mark.parametrize(
+    "setting", [{"head_weight_decay": 0.1}, {"head_schedule": "linear"}, {"head_warmup_ratio": 0.1}]
+)
+def test_settings_of_the_head_need_an_encoder(setting):
+    with pytest.raises(ValueError, match=f"expected a model with an encoder and a head with {next(iter(setting))}"):
+        parameter_groups(nn.Linear(2, 2), TrainingArgs(**setting))
+
+
 def test_everything_frozen_is_refused(toy):
     model = toy.model()
     model.freeze()
@@ -121,6 +132,52 @@ def test_schedule_factor_scales_every_group():
     after = optimizer.apply({"a": mx.ones((2,)), "b": mx.ones((2,))}, {"a": mx.zeros((2,)), "b": mx.zeros((2,))})
     assert after["a"].tolist() == pytest.approx([-5e-3] * 2, rel=1e-5)
     assert after["b"].tolist() == pytest.approx([-5e-4] * 2, rel=1e-5)
+
+
+class StopAt(Callback):
+    """Asks to stop after some updates, as Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer):
+        if trainer.state.step == self.step:
+            trainer._stop = True
+
+
+def test_the_head_has_its_own_decay_and_schedule(toy, tmp_path):
+    settings = {"learning_rate": 1e-3, "weight_decay": 0.1, "schedule": "linear", "warmup_ratio": 0.5,
+                "head_weight_decay": 0.0, "head_schedule": "constant", "head_warmup_ratio": 0.0}  # fmt: skip
+    groups = {group.name: group for group in parameter_groups(toy.model(), TrainingArgs(**settings))}
+    assert {name: (group.weight_decay, group.is_head) for name, group in groups.items()} == {
+        "encoder": (0.1, False), "encoder, no decay": (0.0, False), "head": (0.0, True)}  # fmt: skip
+    assert {"head.output.weight", "head.output.bias"} <= set(groups["head"].parameters)
+    seen = []
+
+    class Rates(Callback):
+        def on_step(self, trainer):
+            rates = {
+                group.is_head: rate.learning_rate.item() / group.learning_rate
+                for group, rate in zip(trainer.optimizer.groups, trainer.optimizer.optimizers, strict=True)
+            }
+            seen.append((round(rates[False], 4), round(rates[True], 4)))  # fmt: skip
+
+    def trainer(name, *callbacks):
+        args = TrainingArgs(output_dir=str(tmp_path / name), epochs=2, batch_size=4, progress=False, **settings)
+        return Trainer(toy.model(), args, toy.examples(8), tokenizer=toy.tokenizer, callbacks=callbacks)
+
+    whole = trainer("whole", Rates())
+    history = whole.train().history["epochs"]
+    assert seen == [(0, 1), (0.5, 1), (1, 1), (0.5, 1)]
+    assert history[-1]["learning_rate"] == pytest.approx(1e-2)  # the head's
+    with pytest.raises(KeyboardInterrupt):
+        trainer("cut", StopAt(3)).train()
+    again = trainer("cut")
+    again.train(resume=True)
+    for (name, array), (_, other) in zip(
+        *(tree_flatten(run.model.parameters()) for run in (whole, again)), strict=True
+    ):
+        np.testing.assert_array_equal(array, other, err_msg=name)
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "adam", "lion", "adafactor", "muon"])
