@@ -22,6 +22,7 @@ from mlx_bert.model import BertWithHead
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.encoder_cache import cache_encoder
 from mlx_bert.training.objective import evaluate
+from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer
 
 PROBE = "scikit-learn, logistic regression on the model's normalised embeddings, "
@@ -49,10 +50,11 @@ class Frozen:
     def of(cls, context: Context, data: str) -> Frozen:
         """Run the encoder over a data set."""
         core, tokenizer = context.encoder()
-        collate = Collator(tokenizer.pad_id, tokenizer.padding_side, exact=True)
+        bound, exact = core.config.max_tokens, not compiles(TrainingArgs())
+        collate = Collator(tokenizer.pad_id, tokenizer.padding_side, max_length=bound, exact=exact)
         parts = {}
         for part in PARTS:
-            examples = tokenize_examples(context.rows(data, part), tokenizer, core.config.max_tokens)
+            examples = tokenize_examples(context.rows(data, part), tokenizer, bound)
             parts[part] = cache_encoder(core.eval(), examples, collate, 64)
         return cls(context, data, core, parts)
 

@@ -22,14 +22,21 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.long_texts import QuestionObjective, TaggingObjective, WindowCollator, numbered
 from mlx_bert.training.sentence import SentenceEncoderTrainer
 from mlx_bert.training.sentence_losses import CoSENT
+from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer
 
 TORCH_JOINT = "torch, all-MiniLM-L6-v2, linear heads, 6 epochs, lr 3e-4, batch 32, one run"
 SQUAD_BASELINE = "published sliding window without training (Rajpurkar et al. 2016), the whole development set"
 
 
-def multihead(epochs: int, layers: int, how: str) -> Callable[[Context], list[Figure]]:
-    """The recipe of ``MultiheadClassifier`` for all four tasks: the heads first, then ``layers`` layers with them."""
+def multihead(
+    epochs: int, layers: int, learning_rate: float, dropout: float, how: str
+) -> Callable[[Context], list[Figure]]:
+    """The recipe of ``MultiheadClassifier`` for all four tasks: the heads first, then ``layers`` layers with them.
+
+    The settings of the frozen encoder are the best of 15 by the mean accuracy on validation, each run once: rates of
+    the heads from 1e-3 to 3e-2, dropout 0.2 or 0.4, smoothing or none, no hidden layer, one, or one of twice the width.
+    """
 
     def run(context: Context) -> list[Figure]:
         def tasks(part: str) -> dict[str, list[dict[str, Any]]]:
@@ -46,12 +53,14 @@ def multihead(epochs: int, layers: int, how: str) -> Callable[[Context], list[Fi
                 "training": {
                     "model_name": context.model,
                     "batch_size": 32,
-                    "learning_rate": 1e-4,  # and ten times that while the encoder is frozen
+                    "learning_rate": learning_rate,  # and ten times that while the encoder is frozen
                     "epochs": epochs,
                     "weight_decay": 0.01,
                     "test_size": 0.0,
                     "output_dir": str(context.output),
+                    "dtype": context.dtype,
                 },
+                "head": {"dropout": dropout},
                 "encoder": {"freeze_epochs": 4, "unfreeze_layers": layers, "lr_multiplier": 3.0},
                 "eval": {"patience": 0},
             }
@@ -155,8 +164,9 @@ def windowed(
     objective: Any,
 ) -> dict[str, float]:
     """Train on windows over texts and measure the whole texts that ``windows`` and ``objective`` are of."""
-    collate = WindowCollator(tokenizer.pad_id, tokenizer.padding_side, exact=True)
-    trainer = Trainer(model, TrainingArgs(**settings), train, collate=collate, objective=objective)
+    args, bound = TrainingArgs(**settings), model.bert.config.max_tokens
+    collate = WindowCollator(tokenizer.pad_id, tokenizer.padding_side, max_length=bound, exact=not compiles(args))
+    trainer = Trainer(model, args, train, collate=collate, objective=objective)
     trainer.train()
     return trainer.evaluate(windows)
 
@@ -196,12 +206,12 @@ RECIPES = {
     "multihead-frozen": Recipe(
         "MultiheadClassifier, four tasks at once, frozen encoder",
         CLASSIFIED,
-        multihead(4, 0, "8 epochs, encoder frozen"),
+        multihead(4, 0, 3e-4, 0.4, "8 epochs, encoder frozen; settings chosen on validation"),
     ),
     "multihead": Recipe(
         "MultiheadClassifier, four tasks at once, then 2 layers unfrozen",
         CLASSIFIED,
-        multihead(2, 2, "4 epochs of the heads, 2 with the top 2 layers"),
+        multihead(2, 2, 1e-4, 0.2, "4 epochs of the heads, 2 with the top 2 layers"),
     ),
     "similarity": Recipe("CoSENT on graded pairs, all of the encoder trained, 1 epoch", ("stsb",), similarity),
     "emotions": Recipe(f"multi-label: {SINGLE}", ("goemotions",), emotions),
