@@ -32,17 +32,13 @@ def runs_again(output, folder):
 
 @pytest.mark.parametrize(
     ("head", "options"),
-    [
-        ("ensemble", ("--head-option", "num_heads=2", "--class-weights")),
-        (
-            "time_series_classification",
-            ("--head-option", "hidden_dim=16", "--head-option", "num_lstm_layers=1", "--class-weights"),
-        ),
-    ],
+    [("ensemble", ["num_heads=2"]), ("time_series_classification", ["hidden_dim=16", "num_lstm_layers=1"])],
 )
 def test_heads_that_name_a_class(command, tmp_path, head, options):
     data, output = lines(tmp_path / "d.jsonl", classes()), tmp_path / "run"
-    assert f"head        {head}, mean pooling" in trained(command, head, data, output, *options, epochs=4)
+    options = [f"--head-option={option}" for option in options]
+    more = ("--class-weights", "--head-learning-rate", "5e-3", "--dropout", "0")
+    assert f"head        {head}, mean pooling" in trained(command, head, data, output, *options, *more)
     found = report(command, output, data)
     assert found["metrics"]["accuracy"] > 0.4  # a third by chance
     assert set(found["classes"]) == {"mixed", "neg", "pos"}
