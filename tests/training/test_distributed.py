@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from heads import MultiTaskNLPHead, NLPTaskConfig
+from mlx_bert.core import BertCore
 from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
+from mlx_bert.model import BertWithHead
 from mlx_bert.training.distributed import RankShares, World, _chunks
 from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
 from mlx_bert.training.sentence_objective import GatheredObjective
@@ -134,6 +138,29 @@ def test_two_ranks_are_one_with_the_double_batch(settings, tmp_path, monkeypatch
     for kind, names in (("steps", ("step", "loss", "grad_norm")), ("epochs", ("epoch", "train_loss", "eval_loss"))):
         for found, wanted in zip(first["history"][kind], expected.history[kind], strict=True):
             assert [found[name] for name in names] == pytest.approx([wanted[name] for name in names], abs=1e-5)
+    assert first["metrics"] == pytest.approx(expected.metrics, abs=1e-5)
+
+
+def test_two_ranks_of_a_multi_task_model(settings, toy, tmp_path, monkeypatch):
+    mx.random.seed(3)
+    bert = BertCore.from_pretrained(toy.folder)
+    tasks = [NLPTaskConfig(name, "text_classification", num_labels=3) for name in ("mood", "topic")]
+    model = BertWithHead(bert, MultiTaskNLPHead(tasks, bert.get_hidden_size(), dropout_prob=0.0))
+    model.save_pretrained(tmp_path / "model")
+    toy.tokenizer.save_pretrained(tmp_path / "model")
+    data, evaluation = (
+        [{"text": row["text"], "labels": {"mood": int(row["labels"]), "topic": len(row["text"]) % 3}} for row in rows]
+        for rows in (toy.examples(25), toy.examples(10, 1))
+    )
+    given = {**settings, "model": str(tmp_path / "model"), "data": [data], "evaluation": evaluation}
+    outputs = [str(tmp_path / "rank 0"), str(tmp_path / "rank 1")]
+    (first, code, _), (second, other_code, _) = run_ranks(tmp_path, {**given, "output": outputs})
+    assert (code, other_code) == (0, 0)
+    assert first["metrics"] == second["metrics"]
+    double = {**given, "args": {**ARGS, "batch_size": 8}, "output": [str(tmp_path / "alone")]}
+    expected = alone(double, monkeypatch)
+    assert_close(weights(tmp_path / "alone/final_model"), weights(tmp_path / "rank 0/final_model"), 2e-6)
+    assert {"mood_accuracy", "topic_accuracy"} <= first["metrics"].keys()
     assert first["metrics"] == pytest.approx(expected.metrics, abs=1e-5)
 
 
