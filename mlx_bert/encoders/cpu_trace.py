@@ -63,7 +63,10 @@ def _build(stream: mx.Stream, function: Callable[..., Any], arrays: Sequence[mx.
     # Not mx.stream: to restore the thread's own stream afterwards, it would first have to start that one's thread.
     mx.set_default_device(stream.device)
     mx.set_default_stream(stream)
-    return function(*arrays)
+    try:
+        return function(*arrays)
+    finally:
+        mx.clear_streams()  # any that came into being in this thread: left over, they abort the process as it ends
 
 
 def _listed(arrays: mx.array | Sequence[mx.array]) -> list[mx.array]:
