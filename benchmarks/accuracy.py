@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         found = run(name, RECIPES[name], model, args)
         print(report.table(found), end="\n\n", flush=True)
         result = report.build("accuracy", settings, merged(result["rows"], found))
+        result["command"] = result["command"].replace(str(args.data), "FOLDER")  # no paths of this machine
         if path is not None:
             report.save(result, path)
     return result

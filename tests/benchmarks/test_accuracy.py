@@ -97,12 +97,14 @@ def test_rows_are_kept_as_they_come_and_replaced(tiny_bert_folder, data, tmp_pat
     }
     monkeypatch.setattr(accuracy, "RECIPES", recipes)
     path = tmp_path / "result.json"
+    monkeypatch.setattr("sys.argv", ["benchmarks", "accuracy", "--data", str(data)])
     assert run(tiny_bert_folder, data, path) == 2
     assert "no power" in capsys.readouterr().err
     assert [(row["recipe"], row["reached"]) for row in report.load(path)["rows"]] == [("a", 0.1)]
     assert run(tiny_bert_folder, data, path, "--only", "c, a") == 0
     rows = report.load(path)["rows"]
     assert [(row["recipe"], row["reached"], row["how"]) for row in rows] == [("a", 0.2, "one"), ("c", 0.5, "so")]
+    assert report.load(path)["command"] == "python -m benchmarks accuracy --data FOLDER"
     assert "three" not in path.with_suffix(".md").read_text()
 
 
