@@ -14,7 +14,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_bert.data.collate import Arrays
-from mlx_bert.encoders.cpu_random import fast_dropout
 from mlx_bert.encoders.cpu_trace import gradients_traced
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.distributed import World
@@ -168,7 +167,7 @@ class TrainingStep:
                 return losses, weights
             return mx.sum(losses if share is None else losses * share), mx.array(1.0)
 
-        with gradients_traced(), fast_dropout():
+        with gradients_traced():
             (loss, weight), gradients = mx.value_and_grad(loss_of)(flat_parameters(self.model))
         install(self.model, everything)
         return loss, weight, gradients
