@@ -27,22 +27,27 @@ logger = logging.getLogger("mlx_bert")
 
 SWITCH = "MLX_BERT_FAST_BLAS"
 
+_PRODUCTS = ("sgemm", "dgemm", "cgemm")
+# The shim is not linked to OpenBLAS: that would open it to all that is loaded later, and scipy's own OpenBLAS, of other
+# integers, would take its inner functions for its own. It is told where the three functions are.
 _SHIM = r"""
 typedef long I;
-void scipy_cblas_sgemm64_(int,int,int,I,I,I,float,const float*,I,const float*,I,float,float*,I);
-void scipy_cblas_dgemm64_(int,int,int,I,I,I,double,const double*,I,const double*,I,double,double*,I);
-void scipy_cblas_cgemm64_(int,int,int,I,I,I,const void*,const void*,I,const void*,I,const void*,void*,I);
+typedef void S(int,int,int,I,I,I,float,const float*,I,const float*,I,float,float*,I);
+typedef void D(int,int,int,I,I,I,double,const double*,I,const double*,I,double,double*,I);
+typedef void C(int,int,int,I,I,I,const void*,const void*,I,const void*,I,const void*,void*,I);
+static S* s; static D* d; static C* z;
+void mlx_bert_use(S* sgemm, D* dgemm, C* cgemm) { s = sgemm; d = dgemm; z = cgemm; }
 void cblas_sgemm(int o, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda,
                  const float* b, int ldb, float beta, float* c, int ldc) {
-  scipy_cblas_sgemm64_(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  s(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 void cblas_dgemm(int o, int ta, int tb, int m, int n, int k, double alpha, const double* a, int lda,
                  const double* b, int ldb, double beta, double* c, int ldc) {
-  scipy_cblas_dgemm64_(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  d(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 void cblas_cgemm(int o, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int lda,
                  const void* b, int ldb, const void* beta, void* c, int ldc) {
-  scipy_cblas_cgemm64_(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  z(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 """
 
@@ -56,17 +61,16 @@ def _openblas() -> Path | None:
     return next(iter(sorted(bundled.glob("libscipy_openblas64*.so"))), None)
 
 
-def _build_shim(openblas: Path) -> Path:
-    """Compile the shim once per user and OpenBLAS build; later processes reuse the file."""
+def _build_shim() -> Path:
+    """Compile the shim once per user; later processes reuse the file."""
     folder = Path(tempfile.gettempdir()) / f"mlx-bert-blas-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise OSError(f"{folder} belongs to or is writable by somebody else")
-    shim = folder / (hashlib.sha256((_SHIM + str(openblas)).encode()).hexdigest()[:16] + ".so")
+    shim = folder / (hashlib.sha256(_SHIM.encode()).hexdigest()[:16] + ".so")
     if not shim.exists():
         partial = shim.with_suffix(f".{os.getpid()}")
-        command = ["cc", "-O2", "-fPIC", "-shared", "-x", "c", "-", "-o", str(partial), "-x", "none", str(openblas)]
-        command.append(f"-Wl,-rpath,{openblas.parent}")
+        command = ["cc", "-O2", "-fPIC", "-shared", "-x", "c", "-", "-o", str(partial)]
         subprocess.run(command, input=_SHIM.encode(), check=True, capture_output=True)
         os.replace(partial, shim)
     return shim
@@ -89,8 +93,10 @@ def enable() -> str:
     if openblas is None:
         return "reference"
     try:
-        getattr(ctypes.CDLL(str(openblas)), "scipy_cblas_sgemm64_")  # noqa: B009
-        ctypes.CDLL(str(_build_shim(openblas)), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(openblas))
+        products = [getattr(library, f"scipy_cblas_{name}64_") for name in _PRODUCTS]
+        shim = ctypes.CDLL(str(_build_shim()), mode=ctypes.RTLD_GLOBAL)
+        shim.mlx_bert_use(*(ctypes.cast(product, ctypes.c_void_p) for product in products))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         logger.info("MLX keeps its reference BLAS on this machine: %s", error)
         return "reference"

@@ -137,3 +137,15 @@ def test_numpy_without_its_own_openblas_changes_nothing(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "modules", {key: value for key, value in sys.modules.items() if key != "mlx.core"})
     monkeypatch.setattr(blas, "_openblas", lambda: None)
     assert blas.enable() == "reference"
+
+
+@linux
+@with_compiler
+def test_scipy_keeps_an_openblas_of_its_own(tmp_path: Path) -> None:
+    # through a shim linked to numpy's OpenBLAS, scipy's, of other integers, got the inner functions of that one
+    pytest.importorskip("scipy")
+    code = "import mlx_bert, numpy, scipy.linalg; assert mlx_bert.blas_backend == 'openblas'\n"
+    code += "for kind in ('float32', 'float64'): scipy.linalg.svd(numpy.eye(9, dtype=kind))"
+    env = {key: value for key, value in os.environ.items() if key != blas.SWITCH} | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
