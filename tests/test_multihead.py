@@ -154,6 +154,7 @@ def test_adding_a_task_leaves_the_others_as_they_are(trained, tmp_path):
     trained.save(tmp_path / "model")
     classifier = MultiheadClassifier().load(tmp_path / "model")
     classifier.config.training.output_dir = str(tmp_path)
+    classifier.config.training.epochs = 12
     before = classifier.predict_all_tasks(PROBES)
     classifier.add_task("size", many(["small"] * 3, ["large"] * 3, 20, ("small", "large")), progress=False)
     after = classifier.predict_all_tasks(PROBES)

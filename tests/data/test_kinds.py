@@ -65,6 +65,16 @@ LAYOUTS = [
         [{"anchor": "a", "positive": "b", "negative": "c", "scores": [3, 1.5]}],
         {"positive": "b", "scores": [3.0, 1.5]},
     ),
+    (
+        "joint",
+        [{"text": "to rome", "label": "go", "tags": ["O", "B-city"]}],
+        {"tokens": ["to", "rome"], "intent": "go", "tags": ["O", "B-city"]},
+    ),
+    (
+        "joint",
+        [{"tokens": ["to", "rome"], "intent": "go", "tags": ["O", "B-city"]}],
+        {"tokens": ["to", "rome"], "intent": "go"},
+    ),
     ("teacher", [{"sentence": "a", "label": [3, 1.5]}], {"text": "a", "labels": [3.0, 1.5]}),
     (
         "teacher",
