@@ -57,19 +57,22 @@ class TrainingConfig:
 
 @dataclass
 class HeadConfig:
-    """The head of each task: ``dropout -> (linear -> activation -> dropout) * hidden_layers -> linear``.
+    """The head of each task: ``(norm ->) dropout -> (linear -> activation -> dropout) * hidden_layers -> linear``.
 
     Attributes:
         hidden_layers: 0 for a linear head.
         hidden_multiplier: width of the hidden layers over the encoder's hidden size.
         activation: ``"gelu"``, ``"relu"``, ``"silu"`` or ``"tanh"``.
         dropout: after each activation, and on the pooled vector.
+        input_norm: LayerNorm of the pooled vector, so that heads on a frozen encoder learn at the same rate whatever
+            the scale of its outputs (sentence encoders' are small).
     """
 
     hidden_layers: int = 1
     hidden_multiplier: float = 1.0
     activation: str = "gelu"
     dropout: float = 0.2
+    input_norm: bool = False
 
 
 @dataclass

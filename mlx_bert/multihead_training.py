@@ -68,7 +68,7 @@ def build_head(
         activation=head.activation,
         dropout_rate=head.dropout,
         use_layer_norm=False,
-        use_input_norm=False,
+        use_input_norm=head.input_norm,
         **focal,
     )
 

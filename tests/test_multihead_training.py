@@ -246,7 +246,13 @@ def test_every_setting_reaches_the_run(tiny_bert_folder, tmp_path):
     }  # fmt: skip
     config = {
         "training": {"model_name": str(tiny_bert_folder), "output_dir": str(tmp_path), **training},
-        "head": {"hidden_layers": 2, "hidden_multiplier": 0.5, "activation": "silu", "dropout": 0.35},
+        "head": {
+            "hidden_layers": 2,
+            "hidden_multiplier": 0.5,
+            "activation": "silu",
+            "dropout": 0.35,
+            "input_norm": True,
+        },
         "encoder": {"freeze_epochs": 1, "unfreeze_layers": 1, "lr_multiplier": 0.2},
         "loss": {"use_focal_loss": True, "focal_gamma": 3.0, "task_weights": {"colour": 0.5}, "label_smoothing": 0.2},
         "eval": {"patience": 2, "min_delta": 0.5, "metric": "f1"},
@@ -269,6 +275,8 @@ def test_every_setting_reaches_the_run(tiny_bert_folder, tmp_path):
     head = classifier.model.head.task_heads["colour"]
     assert head.config.hidden_sizes == [16, 16]
     assert (head.config.activation, head.config.dropout_prob, head.config.input_dropout) == ("silu", 0.35, 0.35)
+    assert head.config.use_input_norm
+    assert not MultiheadConfig().head.input_norm
     assert (head.config.extra, head.config.label_smoothing) == ({"loss": "focal", "focal_gamma": 3.0}, 0.2)
     weights = {task: settings.loss_weight for task, settings in classifier.model.head.task_configs.items()}
     assert weights == {"sentiment": 1.0, "colour": 0.5}
