@@ -13,14 +13,29 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAME, COMMIT = "someone/moods", "c0ffee" + "0" * 34
+CARD = """---
+configs:
+- config_name: plain
+  default: true
+  data_files:
+  - split: train
+    path: train.jsonl
+  - split: test
+    path: test.jsonl
+- config_name: other
+  data_files: other.jsonl
+- config_name: broken
+  data_files: broken.jsonl
+---
+# Moods
+"""
 FILES = {
-    "README.md": "---\nconfigs:\n- config_name: plain\n  default: true\n  data_files:\n  - split: train\n    path: train.jsonl"
-    "\n  - split: test\n    path: test.jsonl\n- config_name: other\n  data_files: other.jsonl\n- config_name: broken\n  data_files: broken.jsonl\n---\n# Moods\n",
+    "README.md": CARD,
     "train.jsonl": "".join(json.dumps({"text": f"a good day {n}", "label": "happy"}) + "\n" for n in range(3)),
     "test.jsonl": json.dumps({"text": "rain", "label": "sad"}) + "\n",
     "other.jsonl": json.dumps({"sentence": "it is cold", "label": 0}) + "\n",
     "broken.jsonl": "no JSON\n",
-}  # fmt: skip
+}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -130,7 +145,8 @@ def test_data_sets_of_the_hub_are_downloaded_once(hub, tmp_path):
     hub.asked.clear()
     assert read(f"hub:{NAME}@train", "hub:someone/else") == [
         train,
-        "[data] datasets cannot load someone/else: Dataset 'someone/else' doesn't exist on the Hub or cannot be accessed.",
+        "[data] datasets cannot load someone/else: "
+        "Dataset 'someone/else' doesn't exist on the Hub or cannot be accessed.",
     ]
     assert hub.asked
     assert not [path for method, path, _ in hub.asked if method == "GET" and ".jsonl" in path]
