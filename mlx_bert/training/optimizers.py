@@ -21,7 +21,34 @@ from mlx_bert.training.args import TrainingArgs
 ENCODER = "bert."
 HEAD_RATE = 10.0  # a new head learns faster than a pretrained encoder
 HEAD_SETTINGS = ("head_learning_rate", "head_weight_decay", "head_schedule", "head_warmup_ratio")
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@mx.compile
+def _adam(
+    gradient: mx.array, parameter: mx.array, m: mx.array, v: mx.array, rate: mx.array, root: mx.array, kept: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """AdamW's update of one array in one pass over it; on a CPU each of its fifteen operations was a pass."""
+    b1, b2 = BETAS
+    m = b1 * m + (1 - b1) * gradient
+    v = b2 * v + (1 - b2) * mx.square(gradient)
+    return kept * parameter - rate * m / (mx.sqrt(v) * root + EPSILON), m, v
+
+
+class FusedAdamW(optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019) with bias correction, as in ``torch.optim.AdamW``, one kernel per array."""
+
+    def __init__(self, learning_rate: float, weight_decay: float) -> None:
+        super().__init__(learning_rate, list(BETAS), EPSILON, weight_decay, bias_correction=True)
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, Any]) -> mx.array:
+        (b1, b2), rate = self.betas, self.learning_rate
+        scalars = rate / (1 - b1**self.step), mx.rsqrt(1 - b2**self.step), 1 - rate * self.weight_decay
+        updated, state["m"], state["v"] = _adam(
+            gradient, parameter, state["m"], state["v"], *(scalar.astype(gradient.dtype) for scalar in scalars)
+        )
+        return updated
 
 
 class L2Adam(optim.Adam):
@@ -55,7 +82,7 @@ class MatchedMuon(optim.Muon):
 
 def _create(algorithm: str, learning_rate: float, weight_decay: float) -> optim.Optimizer:
     if algorithm == "adamw":
-        return optim.AdamW(learning_rate, weight_decay=weight_decay, bias_correction=True)
+        return FusedAdamW(learning_rate, weight_decay)
     if algorithm == "adam":
         return L2Adam(learning_rate, weight_decay)
     if algorithm == "lion":
