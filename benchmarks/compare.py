@@ -52,6 +52,9 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         "--shape", type=_shape, metavar="BxL", help="one batch of B rows of L tokens in place of ragged texts"
     )
     parser.add_argument(
+        "--no-switches", action="store_true", help="ourselves as we are only, no row with an optimisation switched off"
+    )
+    parser.add_argument(
         "--architecture", choices=ARCHITECTURES, help="a model of this size with made-up weights instead of --model"
     )
 
@@ -91,6 +94,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             inputs = ragged_texts(args.texts)
             engines = ours(encoder, inputs, args.batch_size)
             lengths = [len(e) for e in encoder.tokenizer.encode(inputs, max_length=encoder.max_seq_length)]
+        if args.no_switches:
+            engines = {OURS: engines[OURS]}
         outputs = {name: engine() for name, engine in engines.items()}
         about = {}
         for name in chosen_peers(args.peer, fixed=args.shape is not None):

@@ -297,7 +297,9 @@ def test_fixed_shapes_are_compared(tiny_bert_folder, tmp_path, capsys):
     assert main([*command, "--output", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["settings"]["shape"] == "2x16"
-    assert result["rows"][0]["engine"] == "mlx-bert"
+    assert [row["engine"] for row in result["rows"]][:2] == ["mlx-bert", "freed memory returned to the system"]
+    assert main([*command, "--no-switches", "--output", str(tmp_path / "r.json")]) == 0
+    assert [row["engine"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == ["mlx-bert"]
     assert main(["compare", "--model", str(tiny_bert_folder), "--shape", "2x999", "--peer", "none"]) == 2
     assert "expected at most 64 tokens but got 999" in capsys.readouterr().err
     assert main(["compare", "--architecture", "bert-base", "--peer", "none"]) == 2
