@@ -232,7 +232,10 @@ def test_a_peer_ends_with_who_asked(tmp_path, fake_peer, number):
     os.mkfifo(pipe)
     held = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     command = [sys.executable, "-c", PARENT, str(tmp_path), str(pipe)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+    # a shell's background job ignores SIGINT, and so would what it starts
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "preexec_fn": heed}
+    with subprocess.Popen(command, **options) as parent:
         assert parent.stdout.readline() == "asking\n"
         assert select.select([held], [], [], 0.2)[0] == []  # the peer runs and says nothing
         parent.send_signal(number)
