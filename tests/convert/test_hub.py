@@ -57,7 +57,8 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./missing", "a/b/c", "a b", "../x", "", "-x", "owner/"])
-def test_neither_folder_nor_id(name):
+def test_neither_folder_nor_id(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # beside which there is nothing
     with pytest.raises(FileNotFoundError, match="neither a folder that exists nor a hub id"):
         hub.fetch(name)
 
