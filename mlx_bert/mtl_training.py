@@ -281,7 +281,6 @@ class MTLTrainer:
                 examples to go by.
         """
         self.result = self.trainer(train_examples, validation_examples).train(resume)
-        self.model.unfreeze_bert()
         self.model.eval()
         epochs = [record for record in self.result.history["epochs"] if record["epoch"] == int(record["epoch"])]
         return {"train_metrics": _history(epochs, "train_"), "val_metrics": _history(epochs, "eval_")}

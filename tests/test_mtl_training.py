@@ -347,3 +347,11 @@ def test_wrong_training_data(tiny_bert_folder, tmp_path):
     model.tokenizer = None
     with pytest.raises(ValueError, match="expected a tokenizer for texts"):
         trainer.train(rows(4))
+
+
+def test_what_the_caller_froze_stays_frozen(tiny_bert_folder, tmp_path):
+    model = new_model(tiny_bert_folder, tasks=TASKS)
+    model.freeze_bert(1)
+    before = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    MTLTrainer(model, {**FAST, "output_dir": str(tmp_path), "epochs": 1}).train(rows(8))
+    assert {name for name, _ in tree_flatten(model.trainable_parameters())} == before
