@@ -23,7 +23,7 @@ from heads import HeadConfig, TokenClassificationHead
 from heads.initialization import truncated_normal_linear
 from heads.losses import cross_entropy
 from heads.metrics import entity_metrics
-from mlx_bert.checkpoint import entries_of, load_strict, read_json, write_json, write_safetensors
+from mlx_bert.checkpoint import entries_of, float_dtype, load_strict, read_json, write_json, write_safetensors
 from mlx_bert.core import BertCore, BertOutput
 from mlx_bert.data.alignment import first_tokens, tag_examples, word_spans, words_of_tokens
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays, Collator, token_count
@@ -208,12 +208,15 @@ class JointIntentNER(nn.Module):
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
-    def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(
+        self, texts: str | Sequence[str], batch_size: int = 32, max_length: int | None = None
+    ) -> list[dict[str, Any]]:
         """The intent of each text and the tags of its words.
 
         Args:
             texts: any number; a single string is a list of one.
             batch_size: a batch holds as many tokens as this many texts of 128.
+            max_length: longer texts are cut to so many tokens; None for the encoder's bound.
 
         Returns:
             For each text ``intent``, ``confidence`` (its probability), ``words`` (runs without white space) and
@@ -233,7 +236,8 @@ class JointIntentNER(nn.Module):
             return [mx.softmax(outputs["intent_logits"], axis=-1), mx.argmax(outputs["ner_logits"], axis=-1), encodings]
 
         results: list[dict[str, Any]] = [{} for _ in texts]
-        for places, (*arrays, encodings) in run_batches(texts, self.tokenizer, forward, batch_size=batch_size):
+        options = {"batch_size": batch_size, "max_length": max_length}
+        for places, (*arrays, encodings) in run_batches(texts, self.tokenizer, forward, **options):
             probabilities, tokens = (np.array(array) for array in arrays)
             for row, place in enumerate(places):
                 encoding = encodings[row]
@@ -271,8 +275,12 @@ class JointIntentNER(nn.Module):
         write_json(folder / CONFIG_FILE, settings)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path, dtype: str | mx.Dtype | None = None) -> Self:
         """Load what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: that folder.
+            dtype: type of the weights; None keeps them as stored.
 
         Raises:
             FileNotFoundError: files are missing.
@@ -280,7 +288,7 @@ class JointIntentNER(nn.Module):
         """
         folder = Path(folder)
         config = read_json(folder / CONFIG_FILE)
-        core = BertCore.from_pretrained(folder / ENCODER_FOLDER)
+        core = BertCore.from_pretrained(folder / ENCODER_FOLDER, dtype)
         has_tokenizer = (folder / ENCODER_FOLDER / "tokenizer.json").is_file()
         tokenizer = Tokenizer.from_pretrained(folder) if has_tokenizer else None
         try:
@@ -289,7 +297,7 @@ class JointIntentNER(nn.Module):
             raise ValueError(f"[joint] {folder / CONFIG_FILE} cannot be used: {error}. Save the model again.") from None
         own = nn.Module()
         own.intent_head, own.ner_head = model.intent_head, model.ner_head
-        load_strict(own, mx.load(str(folder / WEIGHTS_FILE), format="safetensors"), where="joint")
+        load_strict(own, mx.load(str(folder / WEIGHTS_FILE), format="safetensors"), float_dtype(dtype), "joint")
         return model
 
 
@@ -445,9 +453,14 @@ def joint_trainer(
     return Trainer(model, settings, examples, held_out, **options)
 
 
-def evaluate_joint(model: JointIntentNER, rows: Sequence[Example], batch_size: int = 64) -> dict[str, float]:
-    """Losses and metrics of a model on rows for :func:`joint_examples`, as in :meth:`JointObjective.metrics`."""
-    examples = joint_examples(model, rows)
+def evaluate_joint(
+    model: JointIntentNER, rows: Sequence[Example], batch_size: int = 64, max_length: int | None = None
+) -> dict[str, float]:
+    """Losses and metrics of a model on rows for :func:`joint_examples`, as in :meth:`JointObjective.metrics`.
+
+    Words behind the first ``max_length`` tokens do not count.
+    """
+    examples = joint_examples(model, rows, max_length)
     collate = joint_collator(model.tokenizer, exact=True)
     sampler = LengthBucketSampler([token_count(example) for example in examples], batch_size, shuffle=False)
     batches = (collate([examples[index] for index in batch.indices]) for batch in sampler.batches())

@@ -11,18 +11,19 @@ Rows = list[dict[str, Any]]
 
 def joint_predictor(folder: str, args: argparse.Namespace) -> Callable[[Rows], Rows]:
     """Texts to rows with their intent, its probability, their words and a tag for each."""
+    from mlx_bert.inference.precision import compute_dtype
     from mlx_bert.joint import JointIntentNER
 
-    if args.max_length or args.top_k > 1:
-        raise ValueError("[predict] expected no --max-length and no --top-k for intents with tags. Leave them out.")
-    model = JointIntentNER.from_pretrained(folder)
+    if args.top_k > 1:
+        raise ValueError("[predict] expected no --top-k for intents with tags. Leave it out.")
+    model = JointIntentNER.from_pretrained(folder, compute_dtype(args.dtype))
 
     def predict(rows: Rows) -> Rows:
         texts = [row["text"] for row in rows]
         return [
             {"text": text, "intent": row["intent"], "intent_confidence": row["confidence"], "words": row["words"],
              "tags": row["tags"]}
-            for text, row in zip(texts, model.predict(texts, args.batch_size), strict=True)
+            for text, row in zip(texts, model.predict(texts, args.batch_size, args.max_length), strict=True)
         ]  # fmt: skip
 
     return predict
@@ -30,10 +31,11 @@ def joint_predictor(folder: str, args: argparse.Namespace) -> Callable[[Rows], R
 
 def sentence_mtl_predictor(folder: str, args: argparse.Namespace) -> Callable[[Rows], Rows]:
     """Texts to rows with the label of each task, its probability, and of ``--top-k`` above 1 those of the best."""
+    from mlx_bert.inference.precision import compute_dtype
     from mlx_bert.mtl import SentenceTransformerMTL
     from mlx_bert.mtl_data import MAX_LENGTH
 
-    model = SentenceTransformerMTL.from_pretrained(folder)
+    model = SentenceTransformerMTL.from_pretrained(folder, compute_dtype(args.dtype))
 
     def predict(rows: Rows) -> Rows:
         texts = [row["text"] for row in rows]

@@ -16,7 +16,7 @@ def vector_predict(folder: str, args: argparse.Namespace) -> tuple[str, Any]:
     Raises:
         ValueError: a head that ranks without ``--input``.
     """
-    from mlx_bert.inference.pipelines.base import compute_dtype
+    from mlx_bert.inference.precision import compute_dtype
     from mlx_bert.model import BertWithHead
     from mlx_bert.tokenizer import Tokenizer
 
@@ -80,12 +80,16 @@ def _head_outputs(
     pairs: Sequence[str] | None = None,
 ) -> list[Any]:  # fmt: skip
     """One output of the head for each text, or each pair."""
+    import mlx.core as mx
     import numpy as np
 
     from mlx_bert.inference.batching import run_batches
 
     found: list[Any] = [None] * len(texts)
-    forward = lambda batch, _: model(*batch)[name]  # noqa: E731
+
+    def forward(batch: Any, _: Any) -> Any:
+        return model(*batch)[name].astype(mx.float32)
+
     for places, output in run_batches(
         texts, tokenizer, forward, pairs=pairs, batch_size=args.batch_size, max_length=args.max_length
     ):

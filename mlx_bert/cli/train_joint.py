@@ -64,13 +64,12 @@ def joint_report(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     from mlx_bert.cli.reports import class_report, entity_report
     from mlx_bert.joint import JointIntentNER, evaluate_joint
 
-    if args.max_length:
-        raise ValueError("[evaluate] expected no --max-length for intents with tags. Leave it out.")
     model = JointIntentNER.from_pretrained(folder)
     rows = read_rows_of(args.data, "joint", args)
     ids = {name: number for number, name in enumerate(model.intents)}
-    metrics = evaluate_joint(model, rows, args.batch_size)  # it raises for names that the model does not know
-    found = model.predict([row["text"] for row in rows], args.batch_size)
+    options = {"batch_size": args.batch_size, "max_length": args.max_length}
+    metrics = evaluate_joint(model, rows, **options)  # it raises for names that the model does not know
+    found = model.predict([row["text"] for row in rows], **options)
     report = class_report([ids[row["intent"]] for row in found], [ids[row["intent"]] for row in rows], model.intents)
     entities = {}
     if any(tag.startswith(("B-", "I-")) for tag in model.tags):

@@ -62,12 +62,12 @@ EXP = (
     -1.4750418538621432e-12,
     4.0595216966602944e-14,
 )
-FARTHEST = 60.0  # exp(-60) is nothing beside 1; the polynomial holds until there
 PEAK = (2 * math.pi) ** -0.5  # of the normal density
 # Added to a score that must not count: half of float32's lowest, so that the sum stays finite.
 CLOSED = mx.finfo(mx.float32).min / 2
 # Attention scores at a time: 2 MB, which stay in the caches from product to product, whatever the batch and the length.
 TILE = 1 << 19
+MIN_QUERIES = 256  # of a tile all the same: products of fewer rows are slower
 SPREAD_FROM = 2048  # tokens of a batch from which sharing it out among the cores pays
 
 _own = threading.local()  # the streams that the present batch is shared out among
@@ -98,8 +98,8 @@ def by_rows(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
         function: ``(B, L, D)`` to ``(B, L, any)``.
         x: ``(B, L, D)``.
     """
-    streams = getattr(_own, "streams", [])
-    if len(streams) < 2 or not suits(x) or x.shape[0] * x.shape[1] < SPREAD_FROM:
+    streams = _streams_for(x, x.shape[0] * x.shape[1])
+    if not streams:
         return function(x)
     axis = 0 if x.shape[0] >= len(streams) else 1
     share = -(-x.shape[axis] // len(streams))
@@ -108,6 +108,22 @@ def by_rows(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
         with mx.stream(stream):
             parts.append(function(part))
     return mx.concatenate(parts, axis=axis)
+
+
+def side_by_side(function: Callable[[mx.array], mx.array], *heads: mx.array) -> list[mx.array]:
+    """``function`` of each array ``(B, H, L, d)``; under :func:`spread_over` the streams take them by turns."""
+    streams = _streams_for(heads[0], heads[0].shape[0] * heads[0].shape[2]) or [mx.default_stream(mx.default_device())]
+    found = []
+    for x, stream in zip(heads, itertools.cycle(streams), strict=False):
+        with mx.stream(stream):
+            found.append(function(x))
+    return found
+
+
+def _streams_for(x: mx.array, tokens: int) -> list[mx.Stream]:
+    """The streams of :func:`spread_over`, if there are several and the batch is long enough."""
+    streams = getattr(_own, "streams", [])
+    return streams if len(streams) > 1 and suits(x) and tokens >= SPREAD_FROM else []
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -167,9 +183,16 @@ def _gelu_slope(x: mx.array, cotangent: mx.array, p: mx.array, e: mx.array) -> m
     return cotangent * ((0.5 + mx.sign(x) * (0.5 - q * q)) + (PEAK * x) * f)
 
 
+@mx.custom_function
 def exp_negative(t: mx.array) -> mx.array:
     """``exp(-t)`` for ``t >= 0``: to 1.2e-6 of the value up to t = 16 (as ``mx.exp`` on a CPU), to 1e-12 beyond."""
-    return _inverse_fourth_power(_exp_quarter(mx.minimum(t, FARTHEST)))
+    return _inverse_fourth_power(_exp_quarter(t))
+
+
+@exp_negative.vjp
+def _exp_negative_vjp(t: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    """MLX's own would multiply 0 by infinity where the polynomial overflows."""
+    return -cotangent * output
 
 
 def _exp_series(t: mx.array) -> mx.array:
@@ -216,12 +239,13 @@ def attention(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | 
         mask = mx.where(mask, 0.0, CLOSED)
     B, H, L, _ = query.shape
     keys = key.shape[2]
-    # They are strided views, and matmul wants them copied: multiplying by 1 is that copy, made faster.
-    query, key, value = query * scale, (key * 1.0).swapaxes(-1, -2), value * 1.0
+    # Keys and values may be strided views, which matmul wants copied: multiplying by 1 is that copy, made faster.
+    query, key, value = side_by_side(lambda x: x * (scale if x is query else 1.0), query, key, value)
+    key = key.swapaxes(-1, -2)
     if B * H * L * keys <= TILE:
         return _attend(query, key, value, mask)
     rows, heads = max(1, TILE // (H * L * keys)), min(H, max(1, TILE // (L * keys)))
-    queries = min(L, max(1, TILE // keys))
+    queries = min(L, max(MIN_QUERIES, TILE // keys))
 
     streams = itertools.cycle(getattr(_own, "streams", []) or [mx.default_stream(mx.cpu)])
 
@@ -254,8 +278,9 @@ def _attend(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | No
 def _row_max(scores: mx.array) -> mx.array:
     """``mx.max`` over the last axis, kept; long rows in pieces side by side, which are vector instructions."""
     *rest, length = scores.shape
-    if length >= 128 and length % 8 == 0:
-        scores = mx.max(scores.reshape(*rest, 8, length // 8), axis=-2)
+    pieces = 64 if length >= 2048 else 8
+    if length >= 128 and length % pieces == 0:
+        scores = mx.max(scores.reshape(*rest, pieces, length // pieces), axis=-2)
     return mx.max(scores, axis=-1, keepdims=True)
 
 

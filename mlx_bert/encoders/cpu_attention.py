@@ -10,7 +10,7 @@ Dimensions: B batch, H attention heads, L tokens, d = D / H.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -37,21 +37,22 @@ def trained_attention(
         key, value = mx.repeat(key, shared_by, axis=1), mx.repeat(value, shared_by, axis=1)
     added = [] if mask is None else [mx.where(mask, 0.0, cpu.CLOSED) if mask.dtype == mx.bool_ else mask]
     keep = mx.random.bernoulli(1 - dropout, (*query.shape[:3], key.shape[2])) if dropout > 0 else None
+    drawn = _Attention(keep, scale, dropout)
 
     @mx.custom_function
     def attended(*inputs: mx.array) -> list[mx.array]:
-        return apart(lambda *x: _forward(*x[:3], x[3:], keep, scale, dropout), *inputs)
+        return apart(drawn.forward, *inputs)
 
     @attended.vjp
     def derivative(inputs: Sequence[mx.array], cotangents: Sequence[mx.array], rest: Sequence[mx.array]) -> Any:
         @mx.custom_function
         def gradients(cotangent: mx.array, *inputs: mx.array) -> list[mx.array]:
-            return apart(lambda c, *x: _backward(*x[:3], x[3:], keep, (c, *rest), scale, dropout), cotangent, *inputs)
+            return apart(lambda c, *x: drawn.backward((c, *rest), *x), cotangent, *inputs)
 
         @gradients.vjp
         def second(primals: Sequence[mx.array], cotangents: Sequence[mx.array], _: Any) -> list[mx.array]:
             def plain(*x: mx.array) -> list[mx.array]:
-                return [_plain(*x[:3], x[3:], keep, scale, dropout)]
+                return [drawn.plain(*x)]
 
             return mx.vjp(lambda c, *x: mx.vjp(plain, list(x), [c])[1], list(primals), list(cotangents))[1]
 
@@ -60,88 +61,70 @@ def trained_attention(
     return attended(query, key, value, *added)[0]
 
 
-def _plain(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    added: Sequence[mx.array],
-    keep: mx.array | None,
-    scale: float,
-    dropout: float,
-) -> mx.array:
-    """The same for MLX to differentiate, where derivatives of derivatives are asked for."""
-    scores = scale * query @ key.swapaxes(-1, -2)
-    weights = mx.softmax(sum(added, scores), axis=-1)
-    return (weights if keep is None else weights * keep / (1 - dropout)) @ value
+class _Attention(NamedTuple):
+    """Attention as a function of queries, keys, values ``(B, H, L, d)`` and maybe one array added to the scores.
 
+    Attributes:
+        keep: which probabilities dropout keeps ``(B, H, L, L)``; None for all.
+        scale, dropout: as in :func:`trained_attention`.
+    """
 
-def _forward(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    added: Sequence[mx.array],
-    keep: mx.array | None,
-    scale: float,
-    dropout: float,
-) -> list[mx.array]:
-    """The result ``(B, H, L, d)``, and of each row of scores the largest and the sum of exponentials."""
-    query, key, value = query * scale, (key * 1.0).swapaxes(-1, -2), value * (1 / (1 - dropout))
+    keep: mx.array | None
+    scale: float
+    dropout: float
 
-    def tile(place: Place) -> list[mx.array]:
-        scores = _scores(query, key, added, place)
-        highest = cpu._row_max(scores)
-        weights = _exponentials(highest - scores)
-        total = weights @ mx.ones((weights.shape[-1], 1))
-        weights = weights if keep is None else _dropped(weights, keep[place])
-        return [(weights @ value[place[:2]]) / total, highest, total]
+    def plain(self, query: mx.array, key: mx.array, value: mx.array, *added: mx.array) -> mx.array:
+        """The same for MLX to differentiate, where derivatives of derivatives are asked for."""
+        scores = self.scale * query @ key.swapaxes(-1, -2)
+        weights = mx.softmax(sum(added, scores), axis=-1)
+        return (weights if self.keep is None else weights * self.keep / (1 - self.dropout)) @ value
 
-    return _tiled(tile, (*query.shape[:3], key.shape[3]), [2, 2, 2])
+    def forward(self, query: mx.array, key: mx.array, value: mx.array, *added: mx.array) -> list[mx.array]:
+        """The result ``(B, H, L, d)``, and of each row of scores the largest and the sum of exponentials."""
+        query, key, value = query * self.scale, (key * 1.0).swapaxes(-1, -2), value * (1 / (1 - self.dropout))
 
+        def tile(place: Place) -> list[mx.array]:
+            scores = _scores(query, key, added, place)
+            highest = cpu._row_max(scores)
+            weights = cpu.exp_negative(highest - scores)
+            total = weights @ mx.ones((weights.shape[-1], 1))
+            return [(self._kept(weights, place) @ value[place[:2]]) / total, highest, total]
 
-def _backward(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    added: Sequence[mx.array],
-    keep: mx.array | None,
-    rest: Sequence[mx.array],
-    scale: float,
-    dropout: float,
-) -> list[mx.array]:
-    """Gradients for query, key, value and what is added; ``rest`` is the result's gradient and what came out."""
-    cotangent, result, highest, total = rest
-    query, key, value = query * scale, key * 1.0, (value * 1.0).swapaxes(-1, -2)
-    across = key.swapaxes(-1, -2)
-    cotangent = cotangent / total
-    # The sum over a row of probability times its gradient is that over the result times its own.
-    mean = mx.sum(cotangent * result, axis=-1, keepdims=True)
-    cotangent = cotangent * (1 / (1 - dropout))
+        return _tiled(tile, (*query.shape[:3], key.shape[3]), [2, 2, 2])
 
-    def tile(place: Place) -> list[mx.array]:
-        weights = _exponentials(highest[place] - _scores(query, across, added, place))
-        own = cotangent[place]
-        gradient, used = own @ value[place[:2]], weights
-        if keep is not None:
-            gradient, used = _dropped(gradient, keep[place]), _dropped(weights, keep[place])
-        gradient = weights * (gradient - mean[place])
-        of_key, of_value = gradient.swapaxes(-1, -2) @ query[place], used.swapaxes(-1, -2) @ own
-        return [gradient @ key[place[:2]], of_key, of_value, *[gradient] * len(added)]
+    def backward(
+        self, rest: Sequence[mx.array], query: mx.array, key: mx.array, value: mx.array, *added: mx.array
+    ) -> list[mx.array]:
+        """Gradients for query, key, value and what is added; ``rest`` is the result's gradient and what came out."""
+        cotangent, result, highest, total = rest
+        query, key, value = query * self.scale, key * 1.0, (value * 1.0).swapaxes(-1, -2)
+        across = key.swapaxes(-1, -2)
+        cotangent = cotangent / total
+        # The sum over a row of probability times its gradient is that over the result times its own.
+        mean = mx.sum(cotangent * result, axis=-1, keepdims=True)
+        cotangent = cotangent * (1 / (1 - self.dropout))
 
-    shape = (*query.shape[:3], key.shape[2])
-    found = _tiled(tile, shape, [2, None, None, *[2] * len(added)])
-    for number, array in enumerate(added, 3):
-        found[number] = _summed_to(found[number], array.shape)
-    return [found[0] * scale, *found[1:]]
+        def tile(place: Place) -> list[mx.array]:
+            weights = cpu.exp_negative(highest[place] - _scores(query, across, added, place))
+            own = cotangent[place]
+            gradient = weights * (self._kept(own @ value[place[:2]], place) - mean[place])
+            of_key = gradient.swapaxes(-1, -2) @ query[place]
+            of_value = self._kept(weights, place).swapaxes(-1, -2) @ own
+            return [gradient @ key[place[:2]], of_key, of_value, *[gradient] * len(added)]
+
+        shape = (*query.shape[:3], key.shape[2])
+        found = _tiled(tile, shape, [2, None, None, *[2] * len(added)])
+        for number, array in enumerate(added, 3):
+            found[number] = _summed_to(found[number], array.shape)
+        return [found[0] * self.scale, *found[1:]]
+
+    def _kept(self, array: mx.array, place: Place) -> mx.array:
+        return array if self.keep is None else _dropped(array, self.keep[place])
 
 
 def _scores(query: mx.array, key: mx.array, added: Sequence[mx.array], place: Place) -> mx.array:
     scores = query[place] @ key[place[:2]]
     return scores + cpu._cut(added[0], place) if added else scores
-
-
-def _exponentials(t: mx.array) -> mx.array:
-    """``exp_negative`` where no gradient is traced through it."""
-    return cpu._inverse_fourth_power(cpu._exp_quarter(t))
 
 
 @mx.compile

@@ -24,7 +24,7 @@ from mlx_bert.encoders.base import (
     key_padding_mask,
     open_blind_rows,
 )
-from mlx_bert.encoders.cpu import by_rows
+from mlx_bert.encoders.cpu import by_rows, side_by_side
 from mlx_bert.encoders.rotary import Rotary, rotate
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -153,7 +153,7 @@ class Attention(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         q, k, v = by_rows(self.qkv, x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        q, k = rotate(q, self.rope, position_ids), rotate(k, self.rope, position_ids)
+        q, k = side_by_side(lambda x: rotate(x, self.rope, position_ids), q, k)
         dropout = self.dropout_prob if self.training else 0.0
         if window is None:
             x, weights = attend(q, k, v, mask, dropout, return_weights)
@@ -197,9 +197,12 @@ class Layer(nn.Module):
         return_weights: bool = False,
         window: int | None = None,
     ) -> tuple[mx.array, mx.array | None]:
-        attended, weights = self.attention(self.attention_norm(x), mask, position_ids, return_weights, window)
-        x = x + attended
-        return x + by_rows(self.mlp, self.mlp_norm(x)), weights
+        normed = by_rows(self.attention_norm, x)
+        attended, weights = self.attention(normed, mask, position_ids, return_weights, window)
+        return by_rows(self._feed_forward, x + attended), weights
+
+    def _feed_forward(self, x: mx.array) -> mx.array:
+        return x + self.mlp(self.mlp_norm(x))
 
 
 def local_mask(mask: mx.array | None, length: int, window: int) -> mx.array | None:
@@ -253,7 +256,7 @@ def attend_in_blocks(
 
     query = mx.pad(query, [(0, 0), (0, 0), (0, behind - window), (0, 0)])
     query = query.reshape(B, H, blocks, window, d).transpose(0, 2, 1, 3, 4).reshape(B * blocks, H, window, d)
-    x, _ = attend(query, neighbours(key), neighbours(value), mask, dropout)
+    x, _ = attend(query, *side_by_side(neighbours, key, value), mask, dropout)
     return x.reshape(B, blocks * window, H * d)[:, :L]
 
 

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from cli_cases import MOODS, THINGS, labelled, lines, predictions, report
 
 from mlx_bert.__main__ import main
@@ -62,9 +63,13 @@ def test_intents_with_tags(command, tmp_path):
     assert (row["intent"], row["words"]) == ("describe", ["the", "cat", "is", "happy"])
     assert row["tags"] == ["O", "B-THING", "O", "B-MOOD"]
     assert "the/O cat/B-THING is/O happy/B-MOOD" in command("predict", "--model", output, "the cat is happy")
-    assert "expected no --max-length and no --top-k" in command(
-        "predict", "--model", output, "a", "--top-k", "2", code=2
-    )
+    (cut,) = predictions(command, output, "the cat is happy", "--max-length", "4")  # of them two are special
+    assert cut["tags"] == ["O", "B-THING", "O", "O"]
+    assert report(command, output, data, "--max-length", "4")["entities"]["MOOD"]["recall"] == 0
+    assert "expected no --top-k" in command("predict", "--model", output, "a", "--top-k", "2", code=2)
+    (half,) = predictions(command, output, "the cat is happy", "--dtype", "bfloat16")
+    assert (half["tags"], half["intent"]) == (row["tags"], row["intent"])
+    assert half["intent_confidence"] != row["intent_confidence"]
 
 
 def test_the_options_of_a_joint_run_run_again(command, tmp_path):
@@ -108,6 +113,9 @@ def test_tasks_beside_sentence_embeddings(command, tmp_path):
     own = model.predict(["the good dog"])
     assert (row["mood"], row["what"]) == (own["mood"]["labels"][0], own["what"]["labels"][0])
     assert next(iter(row["mood_scores"].values())) == row["mood_confidence"] == float(own["mood"]["confidence"][0])
+    (half,) = predictions(command, output, "the good dog", "--dtype", "bfloat16")
+    assert half["mood_confidence"] == pytest.approx(row["mood_confidence"], abs=0.05)
+    assert half["mood_confidence"] != row["mood_confidence"]
     saved = read_json(output / "train_config.json")
     assert (saved["task"], saved["schedule"], saved["tasks"]) == (
         "sentence_mtl", "constant", {"mood": "mood", "what": "thing"}

@@ -36,6 +36,7 @@ def streams():
 def small(monkeypatch):
     monkeypatch.setattr(cpu, "SPREAD_FROM", 8)
     monkeypatch.setattr(cpu, "TILE", 64)
+    monkeypatch.setattr(cpu, "MIN_QUERIES", 1)
 
 
 def normal(*shape):
@@ -104,3 +105,23 @@ def test_an_encoder_gives_the_same_on_several_streams(streams, model_type, monke
         12,
     }  # a third of the 40 tokens (poolers take 2-D)
     np.testing.assert_allclose(np.asarray(result), np.asarray(whole), atol=2e-6)
+
+
+def test_arrays_side_by_side(streams):
+    """Each array on a stream of its own; what is too short, or another type, stays where it is."""
+    seen = []
+
+    def double(x):
+        seen.append(str(mx.default_stream(mx.cpu)))
+        return 2 * x
+
+    long, short = normal(1, 2, 16, 4), normal(1, 2, 4, 4)
+    with cpu.spread_over(streams):
+        found = cpu.side_by_side(double, long, long, long)
+        assert all(mx.array_equal(each, 2 * long) for each in found)
+        assert seen == [str(stream) for stream in streams]
+        seen.clear()
+        cpu.side_by_side(double, short, short)
+        cpu.side_by_side(double, long.astype(mx.float16), long)
+    cpu.side_by_side(double, long, long)
+    assert set(seen) == {str(mx.default_stream(mx.cpu))}
