@@ -11,7 +11,6 @@ SentenceTransformerMTL.from_pretrained loads.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,8 @@ def main() -> int:
     parser.add_argument("--tasks", default="topic,sentiment", help="one of them or both (topic,sentiment)")
     parser.add_argument(
         "--sampling", choices=SAMPLINGS, default="shuffle",
-        help="how an epoch draws sentences; loss_ratio and error_rate draw more of the harder task (shuffle)",
+        help="how an epoch draws sentences; sqrt and equal draw more of the task with fewer labels, loss_ratio and "
+        "error_rate of the harder one (shuffle)",
     )  # fmt: skip
     parser.add_argument("--sharing", choices=("hard", "soft"), default="hard", help="one encoder, or one a task (hard)")
     parser.add_argument("--task-attention", action="store_true", help="let each task weigh the tokens itself")
@@ -113,7 +113,6 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=8, help="passes over the sentences (8)")
     parser.add_argument("--output", type=Path, default=Path("mtl_output"), help="folder to write")
     options = parser.parse_args()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two spinning threads on a busy machine are slower than one
     try:
         run(options)
     except (ValueError, OSError, ImportError) as error:

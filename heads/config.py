@@ -281,7 +281,7 @@ def get_default_config_for_head_type(
         "time_series_regression": {"dropout_prob": 0.2, "pooling_type": "last", "competition_metric": "rmse"},
         "ranking": {"hidden_sizes": [half, quarter], "pooling_type": "attention", "competition_metric": "ndcg@10"},
         "hierarchical": {"pooling_type": "weighted_mean", "competition_metric": "f1_macro"},
-        "ensemble": {"pooling_type": "mean", "ensemble_size": 3},
+        "ensemble": {"pooling_type": "mean"},
         "contrastive": {"pooling_type": "mean", "dropout_prob": 0.0, "competition_metric": "recall@1"},
         "metric_learning": {"pooling_type": "mean", "competition_metric": "recall@1"},
         "multi_task": {"pooling_type": "mean", "activation": "relu", "competition_metric": "mean"},

@@ -258,8 +258,18 @@ class BertCore(nn.Module):
         load_strict(self.encoder, memory, float_dtype(dtype), where=str(self.config.model_type))
 
     def weights_on_disk(self, prefix: bool = False) -> dict[str, mx.array]:
-        """The weights under Hugging Face's names, with the task checkpoints' prefix or without."""
-        return self.names.to_disk(dict(tree_flatten(self.encoder.parameters())), prefix)
+        """The weights under Hugging Face's names, with the task checkpoints' prefix or without.
+
+        Raises:
+            ValueError: there are adapters beside them.
+        """
+        weights = dict(tree_flatten(self.encoder.parameters()))
+        if any(name.endswith(".lora_a") for name in weights):
+            raise ValueError(
+                "[BertCore] expected an encoder without adapters but it has some. Merge them first: "
+                "mlx_bert.training.lora.merge_lora(model)."
+            )
+        return self.names.to_disk(weights, prefix)
 
     def stored_config(self) -> dict[str, Any]:
         """``config.json`` for the weights as they are: the file's own keys, this config's values, the present type."""
@@ -272,9 +282,9 @@ class BertCore(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and ``bert_core_config.json``; transformers reads it too."""
-        folder = Path(folder)
+        folder, weights = Path(folder), self.weights_on_disk()
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder / WEIGHTS, entries_of(self.weights_on_disk()))
+        write_safetensors(folder / WEIGHTS, entries_of(weights))
         write_json(folder / CONFIG, self.stored_config())
         settings = {"compute_additional_pooling": self.compute_additional_pooling, "bert_core_version": CORE_VERSION}
         write_json(folder / CORE_CONFIG, settings)

@@ -177,8 +177,8 @@ class BertWithHead(nn.Module):
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         """Write ``bert/``, ``head/`` and ``model_metadata.json``, and a tokenizer's files into ``bert/``."""
         folder = Path(folder)
-        (folder / HEAD_FOLDER).mkdir(parents=True, exist_ok=True)
         self.bert.save_pretrained(folder / ENCODER_FOLDER)
+        (folder / HEAD_FOLDER).mkdir(exist_ok=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / ENCODER_FOLDER)
         write_safetensors(folder / HEAD_FOLDER / WEIGHTS, entries_of(self.head.state_arrays()))

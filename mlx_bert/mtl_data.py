@@ -19,6 +19,7 @@ from mlx_bert.tokenizer import Tokenizer
 
 MODEL_NAME = "BAAI/bge-large-en-v1.5"
 MAX_LENGTH = 128
+EXAMPLE_KEYS = ("text", "line", "labels", "input_ids", "attention_mask", "token_type_ids")  # beside its labels
 TOPICS = ("Technology", "Business", "Sports", "Entertainment", "Politics", "Science/Health")
 SENTIMENTS = ("Positive", "Neutral", "Negative")
 PADDINGS = ("max_length", "longest")
@@ -110,10 +111,12 @@ def label_map(task: str, classes: Classes) -> LabelMap:
     """The classes of a task from their number or their names.
 
     Raises:
-        ValueError: fewer than two, or a task name that cannot be part of a parameter's name.
+        ValueError: fewer than two, or a task name that cannot be part of a parameter's name, or of an example.
     """
     if not isinstance(task, str) or not task or "." in task or "/" in task or task.isdigit():
         raise ValueError(f"[mtl] expected task names without dots and slashes that are no numbers but got {task!r}.")
+    if task in EXAMPLE_KEYS:
+        raise ValueError(f"[mtl] expected task names other than {', '.join(EXAMPLE_KEYS)} but got {task!r}. Rename it.")
     if isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) == 1:
         (classes,) = classes
     if isinstance(classes, int) and not isinstance(classes, bool):

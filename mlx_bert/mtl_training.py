@@ -8,7 +8,7 @@ Dimensions: B batch, L tokens, D width of the embeddings, C classes of a task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -20,18 +20,21 @@ from mlx.utils import tree_flatten
 from heads.losses import cross_entropy, supervised_contrastive_loss
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays, token_count, tokenize_examples
 from mlx_bert.data.readers import Example
-from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
 from mlx_bert.mtl import SentenceTransformerMTL, logits_key
 from mlx_bert.mtl_data import MAX_LENGTH, label_id
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.feed import Feed, default_collator
 from mlx_bert.training.freezing import fixed_tasks
+from mlx_bert.training.multi_task import TaskBatches
 from mlx_bert.training.objective import evaluate
+from mlx_bert.training.task_sampling import DifficultySampler, TaskDifficulties
 from mlx_bert.training.train_metrics import TrainMetrics
 from mlx_bert.training.trainer import Trainer, TrainResult
 
-SAMPLINGS = ("shuffle", "loss_ratio", "error_rate")
+SHARES = ("sqrt", "equal")  # of TaskSampler
+DIFFICULTIES = ("loss_ratio", "error_rate")
+SAMPLINGS = ("shuffle", *SHARES, *DIFFICULTIES)
 TASK_METRICS = ("accuracy", "precision", "recall", "f1")
 # One rate for encoder and heads, held constant; a checkpoint after each epoch.
 DEFAULTS: dict[str, Any] = {
@@ -156,57 +159,6 @@ def _counted(model: SentenceTransformerMTL, labels: Mapping[str, mx.array] | Non
     return {task: wanted for task, wanted in (labels or {}).items() if task not in fixed}
 
 
-class DifficultySampler:
-    """Draws more of the tasks that are harder at present; the first epoch takes every example once.
-
-    Task t is drawn with a probability in proportion to ``difficulty_t^(1 / temperature)``, and within the task each of
-    its labelled examples alike. An epoch has as many draws (with replacement) as there are examples.
-
-    Args:
-        labels: {task: id or -100} of each example.
-        lengths: its tokens.
-        batch_size, seed: as for :class:`LengthBucketSampler`.
-        difficulties: epoch -> {task: difficulty so far}; empty before the first evaluation.
-        temperature: above 1 nearer to equal shares, below 1 farther from them.
-    """
-
-    def __init__(
-        self,
-        labels: Sequence[Mapping[str, int]],
-        lengths: Sequence[int],
-        batch_size: int,
-        seed: int,
-        difficulties: Callable[[int], Mapping[str, float]],
-        temperature: float = 1.0,
-    ) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.difficulties = difficulties
-        self.temperature = temperature
-        names = list(dict.fromkeys(task for row in labels for task in row))
-        present = {task: np.array([row.get(task, IGNORE_INDEX) != IGNORE_INDEX for row in labels]) for task in names}
-        self._present = {task: rows for task, rows in present.items() if rows.any()}
-
-    def __len__(self) -> int:
-        """Batches per epoch, the same for every epoch."""
-        return -(-len(self.lengths) // self.batch_size)
-
-    def probabilities(self, epoch: int) -> dict[str, float]:
-        """The share of each task in an epoch; empty when nothing is known yet."""
-        known = self.difficulties(epoch)
-        tasks = [task for task in self._present if task in known]
-        raised = np.array([max(known[task], 1e-6) ** (1 / self.temperature) for task in tasks])
-        return {task: float(share) for task, share in zip(tasks, raised / raised.sum(), strict=True)}
-
-    def batches(self, epoch: int = 0) -> list[BatchIndices]:
-        """The batches of an epoch, in order."""
-        weights = None
-        if shares := self.probabilities(epoch):
-            weights = sum(share * self._present[task] / self._present[task].sum() for task, share in shares.items())
-        return LengthBucketSampler(self.lengths, self.batch_size, self.seed, weights=weights).batches(epoch)
-
-
 class MTLTrainer:
     """Trains a model on sentences with labels of any of its tasks.
 
@@ -217,8 +169,9 @@ class MTLTrainer:
         model: it has the best weights after training (the last ones without validation examples).
         args: settings; a mapping replaces single ones of the defaults: rate 2e-5, batch 16, 5 epochs, all checkpoints.
         task_weights, embedding_weight, temperature, sharing_weight: see :class:`MTLObjective`.
-        sampling: ``"shuffle"``; ``"loss_ratio"`` or ``"error_rate"`` draw a task by its validation loss over that of
-            the first epoch, or by 1 - accuracy (see :class:`DifficultySampler`).
+        sampling: ``"shuffle"`` takes every example once an epoch; ``"sqrt"`` and ``"equal"`` take more of tasks with
+            few labels (see :class:`TaskBatches`); ``"loss_ratio"`` and ``"error_rate"`` draw a task by its validation
+            loss over that of the first epoch, or by 1 - accuracy (see :class:`DifficultySampler`).
         sampling_temperature: see :class:`DifficultySampler`.
         evaluate_train: also measure the training examples at each epoch's end, which costs a pass over them.
         callbacks: as for ``Trainer``.
@@ -291,32 +244,31 @@ class MTLTrainer:
         validation_examples: Sequence[Example] | Mapping[str, mx.array] | None = None,
     ) -> Trainer:
         """What :meth:`train` runs, ready to be started; arguments and errors are the same."""
-        if self.sampling != "shuffle" and validation_examples is None:
+        if self.sampling in DIFFICULTIES and validation_examples is None:
             raise ValueError(f"[mtl] expected validation_examples with sampling {self.sampling!r} but got none.")
         train = self._prepared(train_examples)
         validation = None if validation_examples is None else self._prepared(validation_examples)
-        recorder = [TrainMetrics(train)] if self.evaluate_train else []
-        trainer: Trainer
-
-        def difficulties(epoch: int) -> dict[str, float]:
-            return task_difficulties(trainer.state.history["epochs"], epoch, list(self.model.tasks), self.sampling)
-
-        sampler = None
-        if self.sampling != "shuffle":
-            labels, lengths = [row["labels"] for row in train], [token_count(row) for row in train]
-            settings = (self.args.batch_size, self.args.seed, difficulties, self.sampling_temperature)
-            sampler = DifficultySampler(labels, lengths, *settings)
-        trainer = Trainer(
+        callbacks: list[Callback] = [TrainMetrics(train)] if self.evaluate_train else []
+        labels, lengths = [row["labels"] for row in train], [token_count(row) for row in train]
+        size, seed = self.args.batch_size, self.args.seed
+        sampler: Any = None
+        if self.sampling in SHARES:
+            labelled = [[task for task, known in row.items() if known != IGNORE_INDEX] for row in labels]
+            sampler = TaskBatches(labelled, lengths, size, self.sampling, seed)
+        elif self.sampling in DIFFICULTIES:
+            difficulties = TaskDifficulties(list(self.model.tasks), self.sampling)
+            sampler = DifficultySampler(labels, lengths, size, seed, difficulties, self.sampling_temperature)
+            callbacks.append(difficulties)
+        return Trainer(
             self.model,
             self.args,
             train,
             validation,
             tokenizer=self.model.tokenizer,
             objective=self.objective,
-            callbacks=[*recorder, *self.callbacks],
+            callbacks=[*callbacks, *self.callbacks],
             sampler=sampler,
         )
-        return trainer
 
     def evaluate(self, examples: Sequence[Example] | Mapping[str, mx.array]) -> dict[str, float]:
         """``loss`` and the metrics of each task, as in :meth:`train`, of the model as it is."""
@@ -339,31 +291,6 @@ class MTLTrainer:
                 raise ValueError("[mtl] expected a tokenizer for texts but the model has none. Set model.tokenizer.")
             prepared = tokenize_examples(prepared, self.model.tokenizer, self.args.max_length)
         return prepared
-
-
-def task_difficulties(
-    records: Sequence[Mapping[str, Any]], epoch: int, tasks: Sequence[str], kind: str
-) -> dict[str, float]:
-    """How hard each task is after ``epoch`` epochs, from the records of ``history.json``.
-
-    Args:
-        records: with ``epoch``, ``eval_{task}_loss`` and ``eval_{task}_accuracy``.
-        epoch: later records don't count, so that a resumed run draws what the uninterrupted one drew.
-        tasks: their names.
-        kind: ``"loss_ratio"``, the last loss over the first one, or ``"error_rate"``, 1 - the last accuracy.
-
-    Returns:
-        Empty before the first evaluation.
-    """
-    past = [record for record in records if record["epoch"] <= epoch]
-    found = {}
-    for task in tasks:
-        values = [record for record in past if f"eval_{task}_loss" in record]
-        if values and kind == "loss_ratio":
-            found[task] = values[-1][f"eval_{task}_loss"] / max(values[0][f"eval_{task}_loss"], 1e-9)
-        elif values:
-            found[task] = 1 - values[-1][f"eval_{task}_accuracy"]
-    return found
 
 
 def _history(records: Sequence[Mapping[str, Any]], prefix: str) -> list[dict[str, float]]:

@@ -26,7 +26,7 @@ from mlx_bert.data.sources import Source
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.multihead_files import MULTIHEAD_CONFIG, read_multihead, write_multihead
 from mlx_bert.model import BertWithHead
-from mlx_bert.multihead_analysis import analysis_of, display_analysis
+from mlx_bert.multihead_analysis import analysis_of, display_analysis, display_report
 from mlx_bert.multihead_config import (
     EncoderConfig,
     EvalConfig,
@@ -57,6 +57,7 @@ from mlx_bert.multihead_training import (
 )
 from mlx_bert.tokenizer import Batch, Tokenizer
 from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.distributed import World
 from mlx_bert.training.trainer import TrainResult
 
 __all__ = [
@@ -135,7 +136,7 @@ class MultiheadClassifier:
         Args:
             data: {task: [{"text": ..., "label": ...}, ...]}; each task may have texts of its own. In place of rows
                 also a file of them.
-            progress: show progress bars.
+            progress: show progress bars, and at the end how each task does on the data that were set aside.
             validation: the same, to choose the best weights by; then ``val_size`` does not count.
             callbacks: told of every update and evaluation; see ``mlx_bert.training.callbacks``.
             data_save_dir: in place of ``data``, a folder with a file for each task: ``{task}.json``, ``.jsonl``,
@@ -175,7 +176,18 @@ class MultiheadClassifier:
         saved_whole = TaskHeads(model.bert, model.head, self.write)
         result = train_heads(saved_whole, tokenizer, self.config, labels, splits, args, callbacks, resume)
         self.is_trained = True
+        if progress and World().is_main:
+            self._report()
         return result
+
+    def _report(self) -> None:
+        """Print how each task does on validation and test data, as far as there are any."""
+        parts = {}
+        for name in ("validation", "test"):
+            tasks = {example["task"] for example in self._splits[name]}
+            if tasks:
+                parts[name] = self.analyze(name, [task for task in self.tasks if task in tasks])
+        display_report(parts)
 
     def add_task(self, task: str, rows: Source, progress: bool = True) -> TrainResult:
         """Train a head for one more task on the encoder as it is; the other tasks stay exactly what they were.

@@ -55,6 +55,26 @@ def analysis_of(
     }
 
 
+def display_report(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Print what a training came to: the figures of each task, and of the last part its classes and confusions.
+
+    Args:
+        parts: {``"validation"`` or ``"test"``: {task: :func:`analysis_of`}}; without any, nothing is printed.
+    """
+    if not parts:
+        return
+    tasks = list(dict.fromkeys(task for found in parts.values() for task in found))
+    width = max(map(len, (*tasks, "task")))
+    print(f"\n{'task':<{width}}" + "".join(f"  {f'{part} accuracy':>19}  {'macro f1':>8}" for part in parts))
+    for task in tasks:
+        cells = (found.get(task) for found in parts.values())
+        shown = (f"  {own['accuracy']:19.4f}  {own['f1']:8.4f}" if own else f"  {'-':>19}  {'-':>8}" for own in cells)
+        print(f"{task:<{width}}" + "".join(shown))
+    *_, (part, found) = parts.items()
+    print(f"\n{part} data, class by class:", end="")
+    display_analysis(found, max_errors=0)
+
+
 def display_analysis(result: Mapping[str, Mapping[str, Any]], max_errors: int = 10) -> None:
     """Print {task: :func:`analysis_of`}: a table per task, the commonest confusions, the most confident errors."""
     for task, found in result.items():

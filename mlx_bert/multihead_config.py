@@ -9,7 +9,7 @@ from typing import Any, Self
 from mlx_bert.training.args import DTYPES
 
 POOLINGS = ("mean", "cls", "max")
-SAMPLINGS = ("proportional", "sqrt", "equal")
+SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
 METRICS = ("accuracy", "f1", "loss")
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
 
@@ -123,6 +123,15 @@ class EvalConfig:
     metric: str = "accuracy"
 
 
+GROUPS: dict[str, type] = {
+    "training": TrainingConfig,
+    "head": HeadConfig,
+    "encoder": EncoderConfig,
+    "loss": LossConfig,
+    "eval": EvalConfig,
+}
+
+
 @dataclass
 class MultiheadConfig:
     """All settings, in groups.
@@ -130,7 +139,8 @@ class MultiheadConfig:
     Attributes:
         training, head, encoder, loss, eval: the groups; also given as mappings.
         pooling: ``"mean"``, ``"cls"`` or ``"max"``.
-        task_sampling: examples of a task per epoch: ``"proportional"``, ``"sqrt"`` or ``"equal"``.
+        task_sampling: examples of a task per epoch: ``"proportional"``, ``"sqrt"`` or ``"equal"``; or ``"dynamic"``,
+            by how often the task goes wrong in validation so far.
 
     Raises:
         ValueError: a value that is not offered.
@@ -145,6 +155,9 @@ class MultiheadConfig:
     task_sampling: str = "proportional"
 
     def __post_init__(self) -> None:
+        for name, group in GROUPS.items():
+            if isinstance(given := getattr(self, name), Mapping):
+                setattr(self, name, group(**_known(group, given, f"{name}.")))
         checks = (
             ("pooling", self.pooling, POOLINGS),
             ("task_sampling", self.task_sampling, SAMPLINGS),
@@ -180,16 +193,7 @@ class MultiheadConfig:
         Raises:
             ValueError: an unknown key.
         """
-        groups = {
-            "training": TrainingConfig,
-            "head": HeadConfig,
-            "encoder": EncoderConfig,
-            "loss": LossConfig,
-            "eval": EvalConfig,
-        }
-        own = _known(cls, values, "")
-        given = {name: group(**_known(group, own[name], f"{name}.")) for name, group in groups.items() if name in own}
-        return cls(**{**own, **given})
+        return cls(**_known(cls, values, ""))
 
 
 def _known(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

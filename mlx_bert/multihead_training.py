@@ -16,6 +16,7 @@ from mlx_bert.checkpoint import read_json, write_json
 from mlx_bert.core import BertCore
 from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
 from mlx_bert.data.labels import LabelMap
+from mlx_bert.data.readers import Example
 from mlx_bert.model import BertWithHead
 from mlx_bert.multihead_config import MultiheadConfig
 from mlx_bert.multihead_data import Splits, label_of
@@ -25,6 +26,7 @@ from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
 from mlx_bert.training.run_folder import BEST_STATE
 from mlx_bert.training.setup import differences
+from mlx_bert.training.task_sampling import DifficultySampler, TaskDifficulties
 from mlx_bert.training.trainer import Trainer, TrainResult
 
 HEADS_ONLY_FACTOR = 10.0  # while the encoder is frozen, the heads learn this much faster
@@ -142,7 +144,7 @@ def train_heads(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
 ) -> TrainResult:
-    """Train on batches of one task each; afterwards nothing of the encoder is frozen.
+    """Train on batches of one task each, or of mixed tasks if they are drawn by how hard they are.
 
     Args:
         model, tokenizer, labels: what is trained.
@@ -150,17 +152,32 @@ def train_heads(
         splits: ``train`` and ``validation`` are used, the latter if it is not empty.
         args: of :func:`training_args`.
         callbacks, resume: as for ``Trainer``.
+
+    Raises:
+        ValueError: tasks to be drawn by how hard they are, without validation examples.
     """
+    is_dynamic = config.task_sampling == "dynamic"
+    if is_dynamic and not splits["validation"]:
+        raise ValueError(
+            "[multihead] expected validation data with task_sampling 'dynamic' but got none. Give some, or val_size."
+        )
     train = tokenize_examples(splits["train"], tokenizer, args.max_length)
     tasks = [example["task"] for example in train]
-    train = [{**example, "labels": {example["task"]: label_of(labels, example)}} for example in train]
     # In evaluation, every example has a label of every task, so that batches may mix tasks.
     unlabelled = dict.fromkeys(tasks, IGNORE_INDEX)
-    held_out = [
-        {**example, "labels": {**unlabelled, example["task"]: label_of(labels, example)}}
-        for example in splits["validation"]
-    ]
+
+    def labelled(examples: Sequence[Example], others: Mapping[str, int]) -> list[Example]:
+        return [{**row, "labels": {**others, row["task"]: label_of(labels, row)}} for row in examples]
+
+    train = labelled(train, unlabelled if is_dynamic else {})
+    held_out = labelled(splits["validation"], unlabelled)
     lengths = [token_count(example) for example in train]
+    difficulties = TaskDifficulties(list(unlabelled))
+    sampler: Any = (
+        DifficultySampler([row["labels"] for row in train], lengths, args.batch_size, args.seed, difficulties)
+        if is_dynamic
+        else TaskBatches(tasks, lengths, args.batch_size, config.task_sampling, args.seed)
+    )
     trainer = Trainer(
         model,
         args,
@@ -168,13 +185,10 @@ def train_heads(
         held_out or None,
         tokenizer=tokenizer,
         objective=MultiTaskObjective(),
-        callbacks=callbacks,
-        sampler=TaskBatches(tasks, lengths, args.batch_size, config.task_sampling, args.seed),
+        callbacks=[difficulties, *callbacks],
+        sampler=sampler,
     )
-    try:
-        return trainer.train(resume)
-    finally:
-        model.unfreeze_bert()
+    return trainer.train(resume)
 
 
 # --- run folders: run-1, run-2, ... -----------------------------------------------------------------------------------

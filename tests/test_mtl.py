@@ -179,6 +179,7 @@ def test_an_encoder_of_any_kind(tiny_bert_folder, ids):
         ({"output_dim": 1}, "expected output_dim of at least 2 but got 1"),
         ({"tasks": {}}, "expected at least one task"),
         ({"tasks": {"a": 2}, "topic_classes": [4]}, "expected either tasks, or topic_classes"),
+        ({"tasks": {"text": 2}}, "expected task names other than text, line, .* but got 'text'"),
         ({"tasks": {"a.b": 2}}, "task names without dots and slashes that are no numbers but got 'a.b'"),
         ({"tasks": {"a": 1}}, "expected at least two classes for 'a' but got 1"),
         ({"tasks": {"a": ["x", "x"]}}, "expected different names"),

@@ -1,5 +1,7 @@
 """Training SentenceTransformerMTL: partial labels, what trains, soft sharing, sampling by difficulty."""
 
+from collections import Counter
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from training_cases import assert_adds_up
 
 from heads.losses import supervised_contrastive_loss
 from mlx_bert.mtl import MTLDataProcessor, SentenceTransformerMTL
-from mlx_bert.mtl_training import DifficultySampler, MTLObjective, MTLTrainer, encoder_distance, task_difficulties
+from mlx_bert.mtl_training import MTLObjective, MTLTrainer, encoder_distance
 from mlx_bert.training.freezing import freeze_tasks
+from mlx_bert.training.task_sampling import DifficultySampler, task_difficulties
 
 THINGS = ("movie", "book", "dog", "house", "day", "river")
 
@@ -281,6 +284,18 @@ def test_harder_tasks_are_drawn_more_often():
     assert len(sampler(1.0)) == len(sampler(1.0).batches(1)) == 25
 
 
+@pytest.mark.parametrize(("sampling", "quotas"), [("sqrt", {"a": 40, "b": 20}), ("equal", {"a": 40, "b": 40})])
+def test_small_tasks_are_drawn_more_often(sampling, quotas, tiny_bert_folder, tmp_path):
+    """``round(sqrt(40 * 10)) = 20`` examples of the small task, or 40; each of its examples equally often."""
+    tasks = {"a": ["x", "y"], "b": ["x", "y"]}
+    data = [{"text": f"a {n}", "a": "xy"[n % 2], "b": "xy"[n % 2] if n < 10 else None} for n in range(40)]
+    model = new_model(tiny_bert_folder, tasks=tasks)
+    trainer = MTLTrainer(model, {**FAST, "output_dir": str(tmp_path)}, sampling=sampling).trainer(data)
+    drawn = Counter(index for batch in trainer.feed.sampler.batches() for index in batch.indices.tolist())
+    assert [drawn[n] for n in range(40)] == [1 + quotas["b"] // 10] * 10 + [1] * 30
+    assert drawn.total() == sum(quotas.values())
+
+
 @pytest.mark.parametrize("sampling", ["loss_ratio", "error_rate"])
 def test_dynamic_sampling_trains_and_resumes(sampling, tiny_bert_folder, tmp_path):
     def train(folder, epochs: int, resume: bool = False) -> SentenceTransformerMTL:
@@ -322,7 +337,7 @@ class Stop:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "hardest"}, "expected sampling to be one of shuffle, loss_ratio, error_rate but got 'hardest'"),
+        ({"sampling": "hardest"}, "expected sampling to be one of shuffle, sqrt, equal, loss_ratio, error_rate but got 'hardest'"),
         ({"task_weights": {"x": 1}}, r"task_weights names \['x'\], but the tasks are mood, colour"),
         ({"temperature": 0}, "expected temperature above 0 but got 0"),
         ({"sampling_temperature": -1}, "expected sampling_temperature above 0 but got -1"),

@@ -201,6 +201,7 @@ CONFIGS = {  # the use cases and starting points of the guide to multi-head clas
     "equal": MultiheadConfig(task_sampling="equal"),
     "sqrt": MultiheadConfig(task_sampling="sqrt"),
     "proportional": MultiheadConfig(task_sampling="proportional"),
+    "dynamic": MultiheadConfig(task_sampling="dynamic"),
     "overfitting": MultiheadConfig(
         head=HeadConfig(dropout=0.3),
         training=TrainingConfig(weight_decay=0.05),
@@ -242,6 +243,12 @@ def test_every_use_case_trains(name, tiny_bert_folder, tmp_path):
     assert head.config.hidden_sizes == [width] * CONFIGS[name].head.hidden_layers
     assert head.config.pooling_type == CONFIGS[name].pooling
     assert head.loss == ("focal" if CONFIGS[name].loss.use_focal_loss else "cross_entropy")
+
+
+def test_groups_may_be_mappings():
+    config = MultiheadConfig(head={"dropout": 0.5}, eval=EvalConfig(patience=7))
+    assert config.head == HeadConfig(dropout=0.5)
+    assert config == MultiheadConfig.from_dict({"head": {"dropout": 0.5}, "eval": {"patience": 7}})
 
 
 def test_configs_are_copied():
@@ -289,6 +296,12 @@ def test_wrong_data(data, message):
         MultiheadClassifier().train(data)
 
 
+def test_drawing_hard_tasks_needs_validation(tiny_bert_folder, tmp_path):
+    training = {"model_name": str(tiny_bert_folder), "output_dir": str(tmp_path), "val_size": 0.0}
+    with pytest.raises(ValueError, match="expected validation data with task_sampling 'dynamic'"):
+        MultiheadClassifier({"training": training, "task_sampling": "dynamic"}).train(DATA, progress=False)
+
+
 def test_weights_of_an_unknown_task():
     with pytest.raises(ValueError, match=r"loss.task_weights names \['x'\]"):
         MultiheadClassifier({"loss": {"task_weights": {"x": 2.0}}}).train(MINIMAL)
@@ -304,7 +317,21 @@ def test_nothing_works_untrained(tmp_path):
         classifier.add_task("a", [])
 
 
-def test_validation_and_analysis_of_data_of_ones_own(tiny_bert_folder, tmp_path):
+def test_the_report_at_the_end(trained, capsys):
+    trained._report()
+    table, classes = capsys.readouterr().out.split("test data, class by class:")
+    (title, *rows) = table.split("\n")[1:-2]
+    assert title.split() == ["task", "validation", "accuracy", "macro", "f1", "test", "accuracy", "macro", "f1"]
+    parts = [trained.analyze("validation"), trained.analyze("test")]
+    for row in rows:
+        task, *figures = row.split()
+        assert figures == [f"{part[task][name]:.4f}" for part in parts for name in ("accuracy", "f1")]
+    assert {row.split()[0] for row in rows} == {"sentiment", "colour"}
+    trained.display(parts[1], max_errors=0)
+    assert classes == capsys.readouterr().out
+
+
+def test_validation_and_analysis_of_data_of_ones_own(tiny_bert_folder, tmp_path, capsys):
     classifier = MultiheadClassifier(settings(tiny_bert_folder, tmp_path, training={"epochs": 1, "test_size": 0.0}))
     held_out = {"sentiment": [{"text": "so good", "label": "good"}, {"text": "so bad", "label": "bad"}]}
     seen = []
@@ -313,7 +340,11 @@ def test_validation_and_analysis_of_data_of_ones_own(tiny_bert_folder, tmp_path)
         def on_evaluate(self, trainer, record):
             seen.append(record)
 
-    classifier.train(DATA, progress=False, validation=held_out, callbacks=[Seen()])
+    classifier.train(DATA, validation=held_out, callbacks=[Seen()])
+    printed = capsys.readouterr().out  # without test data, and with one of the tasks
+    assert "test accuracy" not in printed
+    assert "validation data, class by class" in printed
+    assert "colour" not in printed
     assert [record["phase"] for record in seen] == ["head", "head", "head", "main"]
     assert seen[0]["eval_sentiment_loss"] == pytest.approx(seen[0]["eval_loss"], rel=1e-5)  # the only task there
     assert [example["text"] for example in classifier._splits["validation"]] == ["so good", "so bad"]

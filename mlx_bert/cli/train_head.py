@@ -208,8 +208,6 @@ def _new_model(args: argparse.Namespace, head: str, kind: str, labels: Any, exam
         options["num_targets"] = _targets(examples)
     elif head == "time_series_regression":
         options["forecast_horizon"] = _targets(examples)
-    elif head == "ensemble" and (members := (args.head_options or {}).get("num_heads")):
-        options["ensemble_size"] = members  # else the recommended one contradicts it
     elif head == "text_similarity":
         count = encoder_config(args.model).hidden_size
     if args.class_weights:

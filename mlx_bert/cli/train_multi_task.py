@@ -10,11 +10,11 @@ from typing import Any
 from mlx_bert.cli.task_options import TaskSource, read_task_parts, task_labels
 from mlx_bert.data.collate import IGNORE_INDEX, token_count, tokenize_examples
 from mlx_bert.data.labels import LabelMap, class_weights
-from mlx_bert.mtl_training import DifficultySampler, task_difficulties
 from mlx_bert.multihead import MultiheadClassifier
 from mlx_bert.multihead_config import METRICS, POOLINGS
 from mlx_bert.multihead_training import HEADS_ONLY_FACTOR, TaskHeads
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
+from mlx_bert.training.task_sampling import DifficultySampler, TaskDifficulties
 from mlx_bert.training.trainer import Trainer
 
 TRAINING_SETTINGS = ("batch_size", "epochs", "weight_decay", "warmup_ratio", "gradient_accumulation_steps",
@@ -38,11 +38,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     measured = _labelled(held_out, labels, "evaluation data")
     if measured and settings.metric is None:
         settings = replace(settings, metric="accuracy")
-    holder: list[Trainer] = []
-
-    def difficulties(epoch: int) -> dict[str, float]:
-        return task_difficulties(holder[0].state.history["epochs"], epoch, list(labels), "error_rate")
-
+    difficulties = TaskDifficulties(list(labels))
     lengths = [token_count(example) for example in examples]
     if args.task_sampling == "dynamic":
         if not measured:
@@ -59,10 +55,9 @@ def train(args: argparse.Namespace, settings: Any) -> int:
         measured or None,
         classifier.tokenizer,
         objective=MultiTaskObjective(),
-        callbacks=callbacks(),
+        callbacks=[difficulties, *callbacks()],
         sampler=sampler,
     )
-    holder.append(trainer)
     lines = {
         "model": model_line(args.model, classifier.model.bert),
         "head": f"{len(labels)} tasks, {classifier.config.pooling} pooling, {args.task_sampling} sampling",
@@ -145,7 +140,6 @@ def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) 
         width = encoder_config(args.model).hidden_size
         head["hidden_layers"] = len(str(args.hidden_sizes).split(","))
         head["hidden_multiplier"] = (int(min(sizes)) + 1e-6) / width
-    sampling = "proportional" if args.task_sampling == "dynamic" else args.task_sampling
     return {
         "training": training,
         "head": head,
@@ -153,5 +147,5 @@ def _config(args: argparse.Namespace, settings: Any, sources: list[TaskSource]) 
         "loss": loss,
         "eval": evaluation,
         "pooling": args.pooling or "mean",
-        "task_sampling": sampling,
+        "task_sampling": args.task_sampling,
     }

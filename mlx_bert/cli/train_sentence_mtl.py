@@ -13,7 +13,7 @@ from mlx_bert.training.args import given_arguments
 
 MODEL_OPTIONS = ("output_dim", "normalize", "task_attention", "sharing")
 LOSS_OPTIONS = ("embedding_weight", "temperature", "sharing_weight", "sampling_temperature")
-SAMPLINGS = {"proportional": "shuffle", "dynamic": "error_rate"}
+SAMPLINGS = {"proportional": "shuffle", "sqrt": "sqrt", "equal": "equal", "dynamic": "error_rate"}
 
 
 def train(args: argparse.Namespace, settings: Any) -> int:
@@ -22,10 +22,10 @@ def train(args: argparse.Namespace, settings: Any) -> int:
 
     if args.pair_column:
         raise ValueError("[train] expected no --pair-column with --task sentence_mtl, which reads single texts.")
-    for name, value, known in (("pooling", args.pooling or "mean", POOLINGS),
-                               ("task-sampling", args.task_sampling, SAMPLINGS)):  # fmt: skip
-        if value not in known:
-            raise ValueError(f"[train] expected --{name} of {', '.join(known)} with sentence_mtl but got {value}.")
+    if args.pooling not in (None, *POOLINGS):
+        raise ValueError(
+            f"[train] expected --pooling of {', '.join(POOLINGS)} with sentence_mtl but got {args.pooling}."
+        )
     sources = TaskSource.of(args)
     rows, held_out = read_task_parts(sources, args, settings.seed)
     labels = {task: task_labels(task, rows) for source in sources for task in source.tasks}

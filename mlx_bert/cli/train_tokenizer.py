@@ -12,13 +12,18 @@ from mlx_bert.checkpoint import write_json
 from mlx_bert.cli.config_file import CONFIG_FILE, resolved
 from mlx_bert.cli.train_masked_lm import plain_texts
 from mlx_bert.training.args import given_arguments
+from mlx_bert.training.distributed import World
 
 SETTINGS = ("output_dir", "progress", "max_length")  # the only ones that mean something here
 SHOWN = 60
 
 
 def train(args: argparse.Namespace, settings: Any) -> int:
-    """Read, train, save, print."""
+    """Read, train, save, print; of several ranks rank 0 does it for all."""
+    return World().on_main(lambda: _train(args, settings))
+
+
+def _train(args: argparse.Namespace, settings: Any) -> int:
     from mlx_bert.cli.train import option_parser
 
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}

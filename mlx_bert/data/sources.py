@@ -194,7 +194,8 @@ def text_lines(path: Path, newline: str = "\n") -> Iterator[str]:
         try:
             yield from file
         except UnicodeDecodeError:
-            line = next(number for number, line in enumerate(path.open("rb"), 1) if not _is_utf8(line))
+            with path.open("rb") as data:
+                line = next(number for number, line in enumerate(data, 1) if not _is_utf8(line))
             raise ValueError(f"[data] {path} line {line} is not UTF-8. Save the file in UTF-8.") from None
 
 

@@ -65,8 +65,8 @@ EXP = (
 PEAK = (2 * math.pi) ** -0.5  # of the normal density
 # Added to a score that must not count: half of float32's lowest, so that the sum stays finite.
 CLOSED = mx.finfo(mx.float32).min / 2
-# Attention scores at a time: 2 MB, which stay in the caches from product to product, whatever the batch and the length.
-TILE = 1 << 19
+# Attention scores at a time: 4 MB, which stay in the caches from product to product, whatever the batch and the length.
+TILE = 1 << 20
 MIN_QUERIES = 256  # of a tile all the same: products of fewer rows are slower
 SPREAD_FROM = 2048  # tokens of a batch from which sharing it out among the cores pays
 

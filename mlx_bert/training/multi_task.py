@@ -79,16 +79,24 @@ class TaskBatches:
     """Batches of one task each from a single list of examples of all tasks; see :class:`TaskSampler`.
 
     Args:
-        tasks: the task of each example.
+        tasks: the task of each example, or several of them: such an example comes up in the batches of each.
         lengths: its tokens.
         batch_size, strategy, seed: as for :class:`TaskSampler`.
     """
 
     def __init__(
-        self, tasks: Sequence[str], lengths: Sequence[int], batch_size: int, strategy: str, seed: int = 42
+        self,
+        tasks: Sequence[str | Sequence[str]],
+        lengths: Sequence[int],
+        batch_size: int,
+        strategy: str,
+        seed: int = 42,
     ) -> None:
-        names = np.asarray(tasks)
-        self._places = {task: np.flatnonzero(names == task) for task in dict.fromkeys(tasks)}
+        places: dict[str, list[int]] = {}
+        for place, named in enumerate(tasks):
+            for task in [named] if isinstance(named, str) else named:
+                places.setdefault(task, []).append(place)
+        self._places = {task: np.array(own) for task, own in places.items()}
         sizes = np.asarray(lengths)
         by_task = {task: sizes[places] for task, places in self._places.items()}
         self._sampler = TaskSampler(by_task, batch_size, strategy, seed)

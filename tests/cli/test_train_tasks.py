@@ -136,9 +136,10 @@ def test_the_options_of_sentence_mtl(command, tmp_path):
     assert main(["train", "--config", str(one / "train_config.json"), "--output", str(two)]) == 0
     arrays = [mx.load(str(path / "best_model/mtl.safetensors")) for path in (one, two)]
     assert all(np.array_equal(np.array(arrays[0][name]), np.array(arrays[1][name])) for name in arrays[0])
+    options = ("--task-sampling", "equal", "--output", tmp_path / "equal")
+    assert "equal sampling" in command("train", "--config", config, *options)
     for options, message in (
         (("--pooling", "max"), "expected --pooling of mean, cls with sentence_mtl but got max"),
-        (("--task-sampling", "sqrt"), "expected --task-sampling of proportional, dynamic with sentence_mtl"),
         (("--head-option", "size=1"), "expected --head-option of output_dim"),
         (("--loss-option", "size=1"), "expected --loss-option of embedding_weight"),
         (("--pair-column", "thing"), "expected no --pair-column with --task sentence_mtl"),

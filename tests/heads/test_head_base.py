@@ -323,7 +323,7 @@ def test_every_competition_has_a_head(kind):
 
 def test_competition_overrides():
     head = create_head_from_competition(
-        "multiclass_classification", 16, 4, head_name="ensemble", config_overrides={"num_heads": 2, "ensemble_size": 1}
+        "multiclass_classification", 16, 4, head_name="ensemble", config_overrides={"num_heads": 2}
     )
     assert (type(head).__name__, head.num_members) == ("EnsembleClassificationHead", 2)
     with pytest.raises(ValueError, match="colour"):

@@ -119,7 +119,7 @@ def test_adapters_are_saved_apart(toy, tmp_path):
         load_adapters(toy.model(), tmp_path)
 
 
-def test_a_pattern_without_a_match_is_an_error(toy):
+def test_a_pattern_without_a_match_is_an_error(toy, tmp_path):
     with pytest.raises(ValueError, match=r"the pattern '\*\.query' matches no linear layer.*attention\.out"):
         apply_lora(toy.model(), LoRAConfig(patterns=("*.qkv", "*.query")))
     with pytest.raises(ValueError, match="expected at least one pattern"):
@@ -132,6 +132,9 @@ def test_a_pattern_without_a_match_is_an_error(toy):
     apply_lora(model, ATTENTION)
     with pytest.raises(ValueError, match="expected a model without adapters"):
         apply_lora(model, ATTENTION)
+    with pytest.raises(ValueError, match=r"expected an encoder without adapters .*merge_lora"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_exclude_each_other():
