@@ -337,7 +337,7 @@ class Stop:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "hardest"}, "expected sampling to be one of shuffle, sqrt, equal, loss_ratio, error_rate but got 'hardest'"),
+        ({"sampling": "hardest"}, "sampling to be one of shuffle, sqrt, equal, loss_ratio, error_rate but got 'hardest'"),
         ({"task_weights": {"x": 1}}, r"task_weights names \['x'\], but the tasks are mood, colour"),
         ({"temperature": 0}, "expected temperature above 0 but got 0"),
         ({"sampling_temperature": -1}, "expected sampling_temperature above 0 but got -1"),

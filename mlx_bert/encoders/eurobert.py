@@ -23,7 +23,7 @@ from mlx_bert.encoders.base import (
     check_inputs,
     key_padding_mask,
 )
-from mlx_bert.encoders.cpu import by_rows
+from mlx_bert.encoders.cpu import by_rows, side_by_side
 from mlx_bert.encoders.rotary import Rotary, rope_parameters, rotary, rotate
 
 THETA = 10_000.0
@@ -136,7 +136,7 @@ class Attention(nn.Module):
         B, L, _ = x.shape
         heads = by_rows(self.qkv, x).reshape(B, L, self.num_heads + 2 * self.num_groups, -1).transpose(0, 2, 1, 3)
         q, k, v = mx.split(heads, [self.num_heads, self.num_heads + self.num_groups], axis=1)
-        q, k = rotate(q, self.rope, position_ids), rotate(k, self.rope, position_ids)
+        q, k = side_by_side(lambda x: rotate(x, self.rope, position_ids), q, k)
         x, weights = attend(q, k, v, mask, self.dropout_prob if self.training else 0.0, return_weights)
         return by_rows(self.out, x), weights
 
@@ -170,7 +170,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(self.attention_norm(x), mask, position_ids, return_weights)
         x = x + attended
-        return x + by_rows(self.mlp, self.mlp_norm(x)), weights
+        return by_rows(lambda x: x + self.mlp(self.mlp_norm(x)), x), weights
 
 
 class Model(nn.Module):

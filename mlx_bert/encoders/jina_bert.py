@@ -161,7 +161,7 @@ class Layer(nn.Module):
     def __call__(self, x: mx.array, bias: mx.array, return_weights: bool = False) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, bias, return_weights)
         x = self.attention_norm(x + self.dropout(attended))
-        return self.mlp_norm(x + by_rows(self.mlp, x)), weights
+        return by_rows(lambda x: self.mlp_norm(x + self.mlp(x)), x), weights
 
 
 class QKPostNormMLP(nn.Module):
@@ -194,7 +194,7 @@ class QKPostNormLayer(nn.Module):
     def __call__(self, x: mx.array, bias: mx.array, return_weights: bool = False) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, bias, return_weights)
         x = self.norm_1(x + self.attention_norm(x + self.dropout(attended)))
-        return self.norm_2(x + by_rows(self.mlp, x)), weights
+        return by_rows(lambda x: self.norm_2(x + self.mlp(x)), x), weights
 
 
 class Model(nn.Module):

@@ -167,7 +167,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, mask, position_ids, return_weights)
         x = self.attention_norm(x + self.dropout(attended))
-        return self.mlp_norm(x + self.dropout(by_rows(self.mlp, x))), weights
+        return by_rows(lambda x: self.mlp_norm(x + self.dropout(self.mlp(x))), x), weights
 
 
 class Model(nomic_bert.Model):

@@ -199,10 +199,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         normed = by_rows(self.attention_norm, x)
         attended, weights = self.attention(normed, mask, position_ids, return_weights, window)
-        return by_rows(self._feed_forward, x + attended), weights
-
-    def _feed_forward(self, x: mx.array) -> mx.array:
-        return x + self.mlp(self.mlp_norm(x))
+        return by_rows(lambda x: x + self.mlp(self.mlp_norm(x)), x + attended), weights
 
 
 def local_mask(mask: mx.array | None, length: int, window: int) -> mx.array | None:

@@ -24,7 +24,7 @@ from mlx_bert.encoders.base import (
     check_inputs,
     key_padding_mask,
 )
-from mlx_bert.encoders.cpu import by_rows
+from mlx_bert.encoders.cpu import by_rows, side_by_side
 from mlx_bert.encoders.rotary import Rotary, rope_parameters, rotary, rotate
 
 THETA = 1000.0
@@ -190,7 +190,7 @@ class Attention(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         q, k, v = by_rows(self.qkv, x).reshape(B, L, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        q, k = rotate(q, self.rope, position_ids), rotate(k, self.rope, position_ids)
+        q, k = side_by_side(lambda x: rotate(x, self.rope, position_ids), q, k)
         x, weights = attend(q, k, v, mask, self.dropout_prob if self.training else 0.0, return_weights)
         return by_rows(self.out, x), weights
 
@@ -225,7 +225,7 @@ class Layer(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         attended, weights = self.attention(x, mask, position_ids, return_weights)
         x = self.attention_norm(x + self.dropout(attended))
-        return self.mlp_norm(x + self.dropout(by_rows(self.mlp, x))), weights
+        return by_rows(lambda x: self.mlp_norm(x + self.dropout(self.mlp(x))), x), weights
 
 
 class Model(nn.Module):
