@@ -1,6 +1,6 @@
 """Examples -> batches: tokenise once, pad each batch to one of few lengths, stack the labels.
 
-Dimension key: B batch, N items of a group (choices), L tokens, C classes.
+Dimension key: B batch, N items of a group (choices), L tokens, D hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mlx_bert.data.kinds import Example
 from mlx_bert.tokenizer import Tokenizer
 
 IGNORE_INDEX = -100
+TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids")  # what an encoder reads
 Arrays = dict[str, Any]  # mx.array, or a dict of them for structured labels
 
 
@@ -98,6 +99,19 @@ def token_count(example: Example) -> int:
     return max(len(row) for row in ids) if _is_group(ids) else len(ids)
 
 
+def texts_of(example: Example, keys: Sequence[str] = TEXT_KEYS) -> list[Example]:
+    """The texts of an example, a dict of those ``keys`` that it has for each: one, or the items of a group."""
+    found = [key for key in keys if key in example]
+    if not _is_group(example["input_ids"]):
+        return [{key: example[key] for key in found}]
+    return [dict(zip(found, item, strict=True)) for item in zip(*(example[key] for key in found), strict=True)]
+
+
+def with_states(example: Example, states: Sequence[np.ndarray]) -> Example:
+    """An example with the encoder's outputs ``(L, D)`` for each of its texts, as the collators here take them."""
+    return {**example, "hidden_states": list(states) if _is_group(example["input_ids"]) else states[0]}
+
+
 class Collator:
     """Pads and stacks examples of ids and labels.
 
@@ -129,13 +143,29 @@ class Collator:
 
         Args:
             examples: dicts with ``input_ids`` (L tokens, or N lists of them), optionally ``attention_mask``,
-                ``token_type_ids``, ``labels`` (a number, an array, or a dict of them) and ``hidden_states`` (L, D).
+                ``token_type_ids``, ``labels`` (a number, an array, or a dict of them) and ``hidden_states`` (L, D), or
+                N of them.
 
         Returns:
             ``input_ids`` int32 ``(B, L)`` or ``(B, N, L)``; ``attention_mask`` bool of the same shape unless nothing
             is padded; ``token_type_ids`` unless all are zero; ``labels`` int32 or float32; ``hidden_states``
-            ``(B, L, D)`` in place of the ids when the examples have them.
+            ``(B, L, D)`` or ``(B, N, L, D)`` in place of the ids when the examples have them.
         """
+        batch, length = self._inputs(examples)
+        if "labels" in examples[0]:
+            batch["labels"] = self._labels([example["labels"] for example in examples], length, self.token_labels)
+        return batch
+
+    def texts(self, example: Example) -> list[Example]:
+        """What the encoder reads of an example, text by text; it reads the same in every epoch."""
+        return texts_of(example)
+
+    def pad_texts(self, texts: Sequence[Example]) -> Arrays:
+        """Batch single texts, without labels."""
+        return self._inputs(texts)[0]
+
+    def _inputs(self, examples: Sequence[Example]) -> tuple[Arrays, int]:
+        """The batch but for labels, and L."""
         longest = max(token_count(example) for example in examples)
         length = longest if self.exact else bucket_length(longest)
         if self.max_length is not None:
@@ -152,9 +182,7 @@ class Collator:
                     batch["token_type_ids"] = mx.array(types)
         if not mask.all():
             batch["attention_mask"] = mx.array(mask)
-        if "labels" in examples[0]:
-            batch["labels"] = self._labels([example["labels"] for example in examples], length, self.token_labels)
-        return batch
+        return batch, length
 
     def _labels(self, labels: Sequence[Any], length: int, of_tokens: bool | Sequence[str]) -> Any:
         if isinstance(labels[0], Mapping) and of_tokens:
@@ -188,6 +216,9 @@ class Collator:
 class PartsCollator(Collator):
     """Pads each part of a group by itself: anchors, positives and negatives each to their own longest."""
 
+    def texts(self, example: Example) -> list[Example]:
+        return texts_of(example, ("input_ids",))
+
     def __call__(self, examples: Sequence[Example]) -> Arrays:
         """Batch examples whose ``input_ids`` are lists of N texts.
 
@@ -200,12 +231,14 @@ class PartsCollator(Collator):
                 f"[data] expected examples of the same number of texts, at least 2, but got {sorted(counts)}. "
                 "Give input_ids as a list of id lists."
             )
-        parts = [
-            super(PartsCollator, self).__call__([{"input_ids": example["input_ids"][part]} for example in examples])
-            for part in range(counts.pop())
-        ]
+        parts = [self.part(examples, number) for number in range(counts.pop())]
         labelled = "labels" in examples[0]
         return {"parts": parts, **({"labels": stack_labels([e["labels"] for e in examples])} if labelled else {})}
+
+    def part(self, examples: Sequence[Example], number: int) -> Arrays:
+        """The batch of one text of each example."""
+        keys = [key for key in ("input_ids", "hidden_states") if key in examples[0]]
+        return self.pad_texts([{key: example[key][number] for key in keys} for example in examples])
 
 
 class ListCollator(Collator):
@@ -219,16 +252,19 @@ class ListCollator(Collator):
             items that a list does not have; their label is 0.
         """
         count = max(len(example["input_ids"]) for example in examples)
-        empty, filled = np.zeros(0, dtype=np.int32), []
+        filled = []
         for example in examples:
             more = count - len(example["input_ids"])
-            filled.append({"input_ids": [*example["input_ids"], *[empty] * more]})
-            if "token_type_ids" in example:
-                filled[-1]["token_type_ids"] = [*example["token_type_ids"], *[empty] * more]
+            filled.append({
+                key: [*example[key], *[np.asarray(example[key][0])[:0]] * more]
+                for key in (*TEXT_KEYS, "hidden_states")
+                if key in example
+            })  # fmt: skip
             if "labels" in example:
                 filled[-1]["labels"] = np.pad(np.asarray(example["labels"], dtype=np.float32), (0, more))
         batch = super().__call__(filled)
-        batch.setdefault("attention_mask", mx.ones(batch["input_ids"].shape, mx.bool_))
+        items = batch["hidden_states" if "hidden_states" in batch else "input_ids"]
+        batch.setdefault("attention_mask", mx.ones(items.shape[:3], mx.bool_))
         return batch
 
 

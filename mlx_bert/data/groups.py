@@ -1,17 +1,17 @@
 """Queries with documents to rank: rows of any usual form -> groups, and groups -> batches of single pairs.
 
-Dimension key: P pairs of a batch, L tokens.
+Dimension key: P pairs of a batch, L tokens, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_bert.data.collate import IGNORE_INDEX, Arrays
+from mlx_bert.data.collate import IGNORE_INDEX, TEXT_KEYS, Arrays, Collator, texts_of
 from mlx_bert.data.readers import Example
 from mlx_bert.tokenizer import Tokenizer
 
@@ -173,27 +173,29 @@ class GroupCollator:
         collate: pads and stacks pairs of ids.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Example]], Arrays]) -> None:
+    def __init__(self, collate: Collator) -> None:
         self.collate = collate
+        self.padding_side = collate.padding_side
+        self.texts, self.pad_texts = collate.texts, collate.pad_texts
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
-        """Batch groups of :func:`tokenize_groups`.
+        """Batch groups of :func:`tokenize_groups`, maybe with the encoder's ``hidden_states``.
 
         Returns:
-            ``input_ids`` and the like ``(P, L)``, P being a multiple of 8, and ``labels``: ``relevance (P,)`` (-100
-            where P was filled up), ``group_ids`` int32 ``(P,)`` and ``mask`` bool ``(P,)``.
+            ``input_ids`` and the like ``(P, L)``, or ``hidden_states (P, L, D)``, P being a multiple of 8, and
+            ``labels``: ``relevance (P,)`` (-100 where P was filled up), ``group_ids`` int32 ``(P,)`` and ``mask`` bool
+            ``(P,)``.
         """
         pairs, labels, groups = [], [], []
         for example in examples:
-            for ids, types in zip(example["input_ids"], example["token_type_ids"], strict=True):
-                pairs.append({"input_ids": ids, "token_type_ids": types})
+            pairs += texts_of(example, (*TEXT_KEYS, "hidden_states"))
             labels += example["labels"]
             groups += [example["group"]] * len(example["input_ids"])
         real = len(pairs)
         missing = -real % PAIRS_MULTIPLE
-        pairs += [{"input_ids": pairs[0]["input_ids"][:1], "token_type_ids": pairs[0]["token_type_ids"][:1]}] * missing
+        pairs += [{key: values[:1] for key, values in pairs[0].items()}] * missing
         relevance = np.array(labels + [IGNORE_INDEX] * missing)
-        batch = self.collate(pairs)
+        batch = self.pad_texts(pairs)
         batch["labels"] = {
             "relevance": mx.array(relevance.astype(np.float32 if relevance.dtype.kind == "f" else np.int32)),
             "group_ids": mx.array(np.array(groups + [-1] * missing, dtype=np.int32)),

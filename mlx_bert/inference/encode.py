@@ -190,8 +190,13 @@ class SentenceEncoder:
     def __call__(self, batch: Batch, prompt_length: int = 0) -> Features:
         """Run encoder and modules on a padded batch; nothing is evaluated."""
         output = self.core(*batch[:2], token_type_ids=batch.token_type_ids)
-        features: Features = {TOKENS: output.last_hidden_state, "attention_mask": batch.attention_mask}
-        features["prompt_length"] = prompt_length
+        return self.apply_modules(output.last_hidden_state, batch.attention_mask, prompt_length)
+
+    def apply_modules(
+        self, hidden_states: mx.array, attention_mask: mx.array | None = None, prompt_length: int = 0
+    ) -> Features:
+        """Run the modules on what the encoder made of a batch, ``(B, L, width of the encoder)``."""
+        features: Features = {TOKENS: hidden_states, "attention_mask": attention_mask, "prompt_length": prompt_length}
         for module in self.modules:
             features = module(features)
         return features

@@ -25,6 +25,7 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.feed import default_collator
 from mlx_bert.training.lora import merge_lora
+from mlx_bert.training.objective import HeadObjective
 from mlx_bert.training.outcome import TrainResult
 from mlx_bert.training.step import compiles
 from mlx_bert.training.trainer import Trainer
@@ -45,7 +46,7 @@ LOSS_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-class CrossEncoderObjective:
+class CrossEncoderObjective(HeadObjective):
     """Loss and metrics of a cross-encoder, from the logits of a batch of pairs.
 
     Args:
@@ -76,7 +77,7 @@ class CrossEncoderObjective:
 
     def forward(self, model: Any, batch: Arrays) -> dict[str, Any]:
         """``scores`` ``(P, C)``: the logits, behind the activation."""
-        outputs = model(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))
+        outputs = super().forward(model, batch)
         logits = outputs["logits"].astype(mx.float32)
         return {"scores": logits if self.activation is None else self.activation(logits)}
 

@@ -1,6 +1,7 @@
 """The outputs of a frozen encoder, computed once per text, so that training a head costs only the head.
 
-They are kept in memory, or in memory-mapped files that later runs find again. A file's name is a digest of the encoder
+An example may be of several texts (choices, documents, triplets); a text that several have is kept once. The outputs
+are kept in memory, or in memory-mapped files that later runs find again. A file's name is a digest of the encoder
 and of the texts: whatever changes in them leads to another file, and a file gets its name when it is complete. Several
 ranks each run the encoder on a share of the batches and send each other the outputs.
 
@@ -14,16 +15,16 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_bert.checkpoint import new_file
-from mlx_bert.data.collate import Collator, token_count
+from mlx_bert.data.collate import TEXT_KEYS, Arrays, token_count, with_states
 from mlx_bert.data.readers import Example
 from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler
 from mlx_bert.training.distributed import World
@@ -35,21 +36,43 @@ FORMAT = "1"  # part of each digest
 ABANDONED = 24 * 3600  # seconds after which a half-written file is taken for that of a killed run
 
 
-def cache_size(examples: Sequence[Example], hidden_size: int) -> int:
-    """Bytes of the cached outputs of these examples in float32."""
-    return sum(token_count(example) for example in examples) * hidden_size * 4
+class TextCollator(Protocol):
+    """What the cache needs of a collator whose examples have the same texts in every epoch."""
+
+    padding_side: str
+
+    def texts(self, example: Example) -> list[Example]:
+        """What the encoder reads of an example, text by text: ``input_ids`` and maybe masks and types."""
+
+    def pad_texts(self, texts: Sequence[Example]) -> Arrays:
+        """Batch such texts."""
 
 
-def can_cache(examples: Sequence[Example], hidden_size: int, limit_mb: int) -> bool:
-    """Whether the outputs fit the limit; groups of texts (choices) are not cached."""
-    if any(np.ndim(example["input_ids"][0]) for example in examples):
-        return False
-    needed = cache_size(examples, hidden_size)
+def different_texts(examples: Sequence[Example], collator: TextCollator) -> tuple[list[Example], list[list[int]]]:
+    """Each text of the examples once; and where the texts of each example stand among these."""
+    found: dict[tuple[tuple[str, bytes], ...], int] = {}
+    texts, places = [], []
+    for example in examples:
+        own = []
+        for text in collator.texts(example):
+            key = tuple((name, np.asarray(values, dtype=np.int32).tobytes()) for name, values in text.items())
+            if key not in found:
+                found[key] = len(texts)
+                texts.append(text)
+            own.append(found[key])
+        places.append(own)
+    return texts, places
+
+
+def can_cache(parts: Sequence[Sequence[Example]], collator: TextCollator, hidden_size: int, limit_mb: int) -> bool:
+    """Whether the float32 outputs of all parts of the data, each cached by itself, fit the limit together."""
+    texts = [text for examples in parts for text in different_texts(examples, collator)[0]]
+    needed = sum(token_count(text) for text in texts) * hidden_size * 4
     if needed > limit_mb * MIB:
         logger.warning(
             "[cache] the encoder's outputs of %d texts take %d MiB, more than cache_limit_mb (%d): it runs over them "
             "in every epoch. Raise the limit, with cache_dir to keep them on disk.",
-            len(examples),
+            len(texts),
             -(-needed // MIB),
             limit_mb,
         )
@@ -60,18 +83,18 @@ def can_cache(examples: Sequence[Example], hidden_size: int, limit_mb: int) -> b
 def cache_encoder(
     bert: Any,
     examples: Sequence[Example],
-    collator: Collator,
+    collator: TextCollator,
     batch_size: int,
     progress: Any = None,
     stop: Callable[[], bool] = bool,
     world: World | None = None,
 ) -> list[Example]:
-    """Add ``hidden_states`` float32 ``(L, D)`` to each example.
+    """Add ``hidden_states`` float32 ``(L, D)`` to each example, a list of them where it is of several texts.
 
     Args:
         bert: the encoder, in evaluation mode.
         examples: tokenised.
-        collator: pads the batches.
+        collator: of the examples; it pads the batches.
         batch_size: texts per forward pass.
         progress: wraps the batches, for example in a progress bar.
         stop: whether to give up, asked before each batch.
@@ -80,10 +103,19 @@ def cache_encoder(
     Raises:
         KeyboardInterrupt: ``stop`` said so, on any rank.
     """
-    cached: list[Example] = list(examples)
-    for index, states in _outputs(bert, examples, collator, batch_size, progress, stop, world):
-        cached[index] = {**examples[index], "hidden_states": states.copy()}
-    return cached
+    texts, places = different_texts(examples, collator)
+    outputs = {
+        index: states.copy() for index, states in _outputs(bert, texts, collator, batch_size, progress, stop, world)
+    }
+    return _joined(examples, places, outputs)
+
+
+def _joined(
+    examples: Sequence[Example], places: Sequence[Sequence[int]], outputs: Mapping[int, np.ndarray]
+) -> list[Example]:
+    return [
+        with_states(example, [outputs[place] for place in own]) for example, own in zip(examples, places, strict=True)
+    ]
 
 
 def cache_on_disk(
@@ -91,7 +123,7 @@ def cache_on_disk(
     limit_mb: int,
     bert: Any,
     examples: Sequence[Example],
-    collator: Collator,
+    collator: TextCollator,
     batch_size: int,
     progress: Any = None,
     stop: Callable[[], bool] = bool,
@@ -114,12 +146,13 @@ def cache_on_disk(
         OSError: the disk is full or cannot be written; no file is left.
         KeyboardInterrupt: ``stop`` said so; no file is left.
     """
-    path = folder / f"{PREFIX}{fingerprint(bert, examples, collator)}.npy"
-    order = np.argsort([token_count(example) for example in examples], kind="stable")  # as batches come
-    lengths = [token_count(examples[index]) for index in order]
+    texts, places = different_texts(examples, collator)
+    path = folder / f"{PREFIX}{fingerprint(bert, texts, collator)}.npy"
+    order = np.argsort([token_count(text) for text in texts], kind="stable")  # as batches come
+    lengths = [token_count(texts[index]) for index in order]
     shape = (sum(lengths), bert.get_hidden_size())
     complete = _is_complete(path, shape)
-    outputs = _outputs(bert, examples, collator, batch_size, progress, stop, world, needed=not complete)
+    outputs = _outputs(bert, texts, collator, batch_size, progress, stop, world, needed=not complete)
     try:
         if not complete:
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,15 +169,15 @@ def cache_on_disk(
                 pass
     path.touch()  # used now
     rows = np.load(path, mmap_mode="r")
-    cached: list[Example] = list(examples)
-    start = 0
-    for index, length in zip(order, lengths, strict=True):
-        cached[index] = {**examples[index], "hidden_states": rows[start : start + length]}
-        start += length
-    return cached, path
+    starts = np.cumsum([0, *lengths])
+    mapped = {
+        int(index): rows[start : start + length]
+        for index, start, length in zip(order, starts[:-1], lengths, strict=True)
+    }
+    return _joined(examples, places, mapped), path
 
 
-def fingerprint(bert: Any, examples: Sequence[Example], collator: Collator) -> str:
+def fingerprint(bert: Any, texts: Sequence[Example], collator: TextCollator) -> str:
     """A digest of all that the outputs depend on: configuration and weights of the encoder, ids and masks in order."""
     digest = hashlib.sha256(FORMAT.encode())
     digest.update(json.dumps(bert.config.to_dict(), sort_keys=True, default=str).encode())
@@ -152,10 +185,10 @@ def fingerprint(bert: Any, examples: Sequence[Example], collator: Collator) -> s
     for name, array in sorted(tree_flatten(bert.parameters())):
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array))
-    for example in examples:
-        for key in ("input_ids", "attention_mask", "token_type_ids"):
-            if key in example:
-                ids = np.ascontiguousarray(example[key], dtype=np.int32)
+    for text in texts:
+        for key in TEXT_KEYS:
+            if key in text:
+                ids = np.ascontiguousarray(text[key], dtype=np.int32)
                 digest.update(f"{key} {len(ids)}".encode())
                 digest.update(ids)
     return digest.hexdigest()[:32]
@@ -163,29 +196,28 @@ def fingerprint(bert: Any, examples: Sequence[Example], collator: Collator) -> s
 
 def _outputs(
     bert: Any,
-    examples: Sequence[Example],
-    collator: Collator,
+    texts: Sequence[Example],
+    collator: TextCollator,
     batch_size: int,
     progress: Any,
     stop: Callable[[], bool],
     world: World | None,
     needed: bool = True,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each example's index and states ``(L, D)``, short texts first; nothing where they are not needed on any rank."""
+    """Each text's index and states ``(L, D)``, short texts first; nothing where they are not needed on any rank."""
     rank, size = (world.rank, world.size) if world else (0, 1)
     gather = world.gather if world else lambda arrays: [arrays]
     if not any(found["needed"] for found in gather({"needed": np.array(needed)})):
         return
 
     def states(batch: BatchIndices) -> np.ndarray:
-        chosen = [examples[index] for index in batch.indices]
-        arrays = collator([{key: value for key, value in example.items() if key != "labels"} for example in chosen])
+        arrays = collator.pad_texts([texts[index] for index in batch.indices])
         encoded = bert(
             arrays["input_ids"], arrays.get("attention_mask"), arrays.get("token_type_ids"), compute_pooling=False
         )
         return np.array(encoded.last_hidden_state.astype(mx.float32))
 
-    sampler = LengthBucketSampler([token_count(example) for example in examples], batch_size, shuffle=False)
+    sampler = LengthBucketSampler([token_count(text) for text in texts], batch_size, shuffle=False)
     batches = sampler.batches()
     turns = [batches[start : start + size] for start in range(0, len(batches), size)]
     for turn in progress(turns) if progress else turns:
@@ -197,7 +229,7 @@ def _outputs(
             raise KeyboardInterrupt("[cache] stopped while the frozen encoder ran over the texts. Start again.")
         for batch, share in zip(turn, shares, strict=False):
             for index, row in zip(batch.indices, share["states"], strict=True):
-                length = token_count(examples[index])
+                length = token_count(texts[index])
                 yield int(index), row[:length] if collator.padding_side == "right" else row[len(row) - length :]
 
 

@@ -141,14 +141,13 @@ class Feed:
         """
         self.drop_cache()
         parts = {"train": self.train, **({"evaluation": self.evaluation} if self.evaluation else {})}
-        everything = [example for examples in parts.values() for example in examples]
-        if not isinstance(self.collate, Collator) or any(np.ndim(row["input_ids"][0]) for row in everything):
+        if not hasattr(self.collate, "texts"):
             logger.warning(
-                "[cache] the frozen encoder runs in every epoch: its outputs are not kept for groups of texts, for "
-                "masked texts, or with a collator of one's own."
+                "[cache] the frozen encoder runs in every epoch: its outputs are not kept for texts that change "
+                "(masked anew, with mined negatives), or with a collator of one's own."
             )
             return
-        if not can_cache(everything, bert.get_hidden_size(), self.args.cache_limit_mb):
+        if not can_cache(list(parts.values()), self.collate, bert.get_hidden_size(), self.args.cache_limit_mb):
             return
         bert.eval()
         cached, files = {}, []

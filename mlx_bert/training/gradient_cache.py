@@ -37,7 +37,7 @@ def embed_in_chunks(module: nn.Module, embed: Embed, parts: Sequence[Arrays], ch
     chunks = [
         (number, {name: array[start : start + chunk_size] for name, array in part.items()})
         for number, part in enumerate(parts)
-        for start in range(0, part["input_ids"].shape[0], chunk_size)
+        for start in range(0, next(iter(part.values())).shape[0], chunk_size)
     ]
     keys = mx.random.split(fresh_key(), len(chunks))
     before = module.trainable_parameters()
@@ -46,7 +46,8 @@ def embed_in_chunks(module: nn.Module, embed: Embed, parts: Sequence[Arrays], ch
     def run(place: int, values: Sequence[mx.array], after: Sequence[mx.array]) -> mx.array:
         number, chunk = chunks[place]
         if after:
-            chunk = {**chunk, "input_ids": mx.depends(chunk["input_ids"], list(after))}
+            first = next(iter(chunk))
+            chunk = {**chunk, first: mx.depends(chunk[first], list(after))}
         module.update(tree_unflatten(list(zip(names, values, strict=True))))
         with random_key(keys[place]):
             return embed(number, chunk)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_bert.data.collate import Arrays, Collator, PartsCollator, stack_labels
+from mlx_bert.data.collate import Arrays, PartsCollator, stack_labels
 from mlx_bert.data.readers import Example
 from mlx_bert.tokenizer import Tokenizer
 
@@ -123,7 +123,7 @@ class SentenceCollator(PartsCollator):
         """``parts``, N batches of ``input_ids (B, L)`` and maybe ``attention_mask``, and ``labels`` if there are."""
         if len(examples[0]["input_ids"]) > 1:
             return super().__call__(examples)
-        batch: Arrays = {"parts": [Collator.__call__(self, [{"input_ids": e["input_ids"][0]} for e in examples])]}
+        batch: Arrays = {"parts": [self.part(examples, 0)]}
         if "labels" in examples[0]:
             batch["labels"] = stack_labels([example["labels"] for example in examples])
         return batch

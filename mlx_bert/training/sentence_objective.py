@@ -1,6 +1,7 @@
 """A ``SentenceEncoder`` as a module, and what is trained of it: a loss of the embeddings of a batch.
 
-Dimension key: B batch (of a rank), A batches of all ranks, L tokens, E embedding size, N texts of an example.
+Dimension key: B batch (of a rank), A batches of all ranks, L tokens, D hidden size, E embedding size, N texts of an
+example.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ class SentenceModel(nn.Module):
     def __call__(self, part: Arrays, prompt_length: int = 0) -> mx.array:
         """Embeddings ``(B, E)`` of ``input_ids (B, L)`` and maybe ``attention_mask (B, L)``.
 
+        The encoder's ``hidden_states (B, L, D)`` may stand in place of the ids.
+
         Args:
             part: the arrays.
             prompt_length: tokens of the prompt, for poolings that leave it out.
         """
+        if "hidden_states" in part:
+            return self.encoder.apply_modules(part["hidden_states"], part.get("attention_mask"), prompt_length)[POOLED]
         batch = Batch(part["input_ids"], part.get("attention_mask"), None)
         return self.encoder(batch, prompt_length)[POOLED]
 

@@ -132,7 +132,7 @@ def test_what_cannot_be_cached_is_said_and_trained_all_the_same(toy, tmp_path, c
     assert "cache_dir cannot be used" in caplog.text
     args = arguments(tmp_path / "b", cache_limit_mb=1)
     with caplog.at_level(logging.WARNING):
-        trainer = Trainer(toy.model(), args, toy.examples(3) * 800, tokenizer=toy.tokenizer)
+        trainer = Trainer(toy.model(), args, toy.examples(2400), tokenizer=toy.tokenizer)
         trainer.feed.cache(trainer.model.bert)
     assert "more than cache_limit_mb (1): it runs over them in every epoch" in caplog.text
     with pytest.raises(ValueError, match="expected cache_dir to be None without cache_encoder"):
