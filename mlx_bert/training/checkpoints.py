@@ -117,8 +117,12 @@ def save_checkpoint(
     average: Mapping[str, mx.array] | None,
     setup: Mapping[str, Any],
     learning_rate: float,
+    is_scheduled: bool = True,
 ) -> Path:
-    """Write ``checkpoint_<step>`` completely or not at all, then remove those beyond ``keep_checkpoints``."""
+    """Write ``checkpoint_<step>`` completely or not at all, then remove those beyond ``keep_checkpoints``.
+
+    Those that the mean needs stay. It does not count one that is not scheduled, of a run that was asked to stop.
+    """
     path = output_dir / f"checkpoint_{state.step}"
     with new_folder(path, overwrite=True) as folder:
         write_safetensors(folder / WEIGHTS, entries_of(model_arrays(model)))
@@ -131,13 +135,15 @@ def save_checkpoint(
             "learning_rate": learning_rate,
             "best_metrics": state.best_metrics,
             "score": state.score if state.score_step == state.step else None,
+            "is_scheduled": is_scheduled,
             "setup": setup,
             "args": args.to_dict(),
             "state": state.to_dict(),
         }
         write_json(folder / METADATA, metadata)
     if args.keep_checkpoints:
-        kept = best_checkpoints(output_dir, args.average_checkpoints) if args.average_of == "best" else []
+        averaged = best_checkpoints if args.average_of == "best" else last_checkpoints
+        kept = averaged(output_dir, args.average_checkpoints) if args.average_checkpoints else []
         for _, old in list_checkpoints(output_dir)[: -args.keep_checkpoints]:
             if old not in kept:
                 shutil.rmtree(old, ignore_errors=True)
@@ -145,7 +151,7 @@ def save_checkpoint(
 
 
 def best_checkpoints(output_dir: str | Path, count: int, phase: int | None = None) -> list[Path]:
-    """The folders of the best ``count`` checkpoints by the evaluation at each, oldest first.
+    """The folders of the best ``count`` scheduled checkpoints by the evaluation at each, oldest first.
 
     Args:
         output_dir: of the run.
@@ -161,14 +167,18 @@ def best_checkpoints(output_dir: str | Path, count: int, phase: int | None = Non
 
 
 def last_checkpoints(output_dir: str | Path, count: int, phase: int | None = None) -> list[Path]:
-    """The folders of the last ``count`` checkpoints, oldest first; see :func:`best_checkpoints`."""
+    """The folders of the last ``count`` scheduled checkpoints, oldest first; see :func:`best_checkpoints`."""
     return [path for path, _ in _of_phase(output_dir, phase)][-count:]
 
 
 def _of_phase(output_dir: str | Path, phase: int | None) -> list[tuple[Path, dict[str, Any]]]:
     found = [(path, read_json(path / METADATA)) for _, path in list_checkpoints(output_dir)]
     wanted = phase if phase is not None or not found else found[-1][1]["state"]["phase"]
-    return [(path, metadata) for path, metadata in found if metadata["state"]["phase"] == wanted]
+    return [
+        (path, metadata)
+        for path, metadata in found
+        if metadata["state"]["phase"] == wanted and metadata.get("is_scheduled", True)
+    ]
 
 
 def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:

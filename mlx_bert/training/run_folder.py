@@ -33,6 +33,7 @@ from mlx_bert.training.lora import LoRAConfig, merged_lora, save_adapters
 
 HISTORY = "history.json"
 BEST_STATE = "best_state.safetensors"  # the best weights while the run lasts; best_model/ is what users load
+BEST_BEFORE = "best_state_before.safetensors"  # those of the newest checkpoint's phase, if a later one has better ones
 
 
 class RunFolder:
@@ -66,6 +67,7 @@ class RunFolder:
         self.world = world
         self.setup = setup
         self.history_file = history_file
+        self._saved_phase: int | None = None  # of the newest checkpoint
 
     def find_checkpoint(self, resume: bool | str | Path) -> Path | None:
         """The checkpoint to resume from; None to begin anew.
@@ -109,6 +111,7 @@ class RunFolder:
 
         def load() -> list[Any]:
             found.append(load_checkpoint(path, self.args, self.setup))
+            self._rewind_best(found[0].state)
             return [found[0].state.to_dict(), found[0].average is not None]
 
         state, has_average = self.world.on_main(load)
@@ -121,17 +124,30 @@ class RunFolder:
             self.world.share_arrays(own and own.average) if has_average else None,
         )
 
+    def _rewind_best(self, state: TrainState) -> None:
+        """Take back best weights of a later phase than the checkpoint's."""
+        self._saved_phase = state.phase
+        before = self.path / BEST_BEFORE
+        if before.is_file() and _best_step(before) == state.best_step:
+            before.replace(self.path / BEST_STATE)
+
     def save_checkpoint(
         self,
         state: TrainState,
         optimizer: dict[str, mx.array],
         average: dict[str, mx.array] | None,
         learning_rate: float,
+        is_scheduled: bool = True,
     ) -> Path:
         """Write ``checkpoint_<step>``; see :func:`checkpoints.save_checkpoint`."""
         if not self.world.is_main:
             return self.path / f"checkpoint_{state.step}"
-        return save_checkpoint(self.path, state, self.args, self.model, optimizer, average, self.setup, learning_rate)
+        path = save_checkpoint(
+            self.path, state, self.args, self.model, optimizer, average, self.setup, learning_rate, is_scheduled
+        )
+        (self.path / BEST_BEFORE).unlink(missing_ok=True)
+        self._saved_phase = state.phase
+        return path
 
     def average(self, phase: int) -> tuple[dict[str, mx.array], list[str]]:
         """The mean of the checkpoints of a phase that the settings ask for, and their names; empty without any."""
@@ -148,9 +164,14 @@ class RunFolder:
 
     def save_best(self, state: TrainState) -> None:
         """Keep the model as the best one so far."""
-        if self.world.is_main:
-            write_safetensors(self.path / BEST_STATE, entries_of(model_arrays(self.model)))
-            self.save_model("best_model", state)
+        if not self.world.is_main:
+            return
+        best, before = self.path / BEST_STATE, self.path / BEST_BEFORE
+        saved = self._saved_phase
+        if saved is not None and saved < state.phase and best.is_file() and not before.exists():
+            best.replace(before)  # a run that is killed now will end that phase again, with its best weights
+        write_safetensors(best, entries_of(model_arrays(self.model)), {"step": str(state.best_step)})
+        self.save_model("best_model", state)
 
     def restore_best(self, state: TrainState, is_last: bool) -> None:
         """Give the model the best weights of the run.
@@ -177,6 +198,7 @@ class RunFolder:
         """Remove the best weights of the run, which ``best_model`` has too."""
         if self.world.is_main:
             (self.path / BEST_STATE).unlink(missing_ok=True)
+            (self.path / BEST_BEFORE).unlink(missing_ok=True)
 
     def save_model(self, name: str, state: TrainState) -> None:
         """Write a folder that ``from_pretrained`` loads, with ``metadata.json`` about the run."""
@@ -206,3 +228,9 @@ class RunFolder:
                 "args": self.args.to_dict(),
             }
             write_json(folder / METADATA, metadata)
+
+
+def _best_step(path: Path) -> int | None:
+    """The updates before the weights of a best state."""
+    _, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+    return int(metadata["step"]) if "step" in metadata else None

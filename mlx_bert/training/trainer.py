@@ -281,18 +281,14 @@ class Trainer:
         state.passes += 1
         self._end_of_epoch(phase)
         state.epoch_loss = state.epoch_weight = 0.0
-        if self.args.save_every == "epoch" or self._is_due(self.args.save_every):
-            self._save_checkpoint()
-        self._stop_if_asked()
+        self._save_or_stop(self.args.save_every == "epoch" or self._is_due(self.args.save_every))
 
     def _between_updates(self) -> None:
         if self._is_due(self.args.eval_every):
             self._read_losses()
             self._evaluate(epoch=self.state.passes + self.state.update / self.updates_per_epoch)
             self._train_mode()
-        if self._is_due(self.args.save_every):
-            self._save_checkpoint()
-        self._stop_if_asked()
+        self._save_or_stop(self._is_due(self.args.save_every))
 
     def _end_of_epoch(self, phase: Phase) -> None:
         every, state = self.args.eval_every, self.state
@@ -332,9 +328,10 @@ class Trainer:
     def _is_due(self, every: str) -> bool:
         return every.isdecimal() and self.state.step % int(every) == 0
 
-    def _stop_if_asked(self) -> None:
-        if self.step.stop_asked if self.world.size > 1 else self._stop:
-            path = self._save_checkpoint()
+    def _save_or_stop(self, is_due: bool) -> None:
+        asked = self.step.stop_asked if self.world.size > 1 else self._stop
+        path = self._save_checkpoint(is_due) if is_due or asked else None
+        if asked:
             self.world.barrier()  # a launcher ends the other ranks when one ends: not before all is written
             raise TrainingInterrupted(path)
 
@@ -448,10 +445,10 @@ class Trainer:
         finally:
             install(self.model, own)
 
-    def _save_checkpoint(self) -> Path:
+    def _save_checkpoint(self, is_scheduled: bool) -> Path:
         self._read_losses()
         path = self.folder.save_checkpoint(
-            self.state, self.optimizer.state_arrays(), self.step.average or None, self._learning_rate()
+            self.state, self.optimizer.state_arrays(), self.step.average or None, self._learning_rate(), is_scheduled
         )
         self._call("on_checkpoint", path)
         return path

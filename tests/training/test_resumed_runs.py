@@ -1,0 +1,95 @@
+"""A run that is cut off where it hurts, and resumed, ends as the uninterrupted one, bit for bit."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.checkpoints import list_checkpoints
+from mlx_bert.training.outcome import TrainingInterrupted
+from mlx_bert.training.trainer import Trainer
+
+BASE = {"batch_size": 8, "learning_rate": 3e-3, "progress": False, "metric": "loss"}  # 24 examples: 3 updates per epoch
+
+
+class Stop(Callback):
+    """Asks to stop after some updates, as Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer):
+        if trainer.state.step == self.step:
+            trainer._stop = True
+
+
+class Kill(Callback):
+    """Ends the run at the evaluation after some updates, without a checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_evaluate(self, trainer, record):
+        if record["step"] == self.step:
+            raise KeyboardInterrupt
+
+
+def trainer(toy, folder, settings, *callbacks):
+    args = TrainingArgs(**{**BASE, **settings}, output_dir=str(folder))
+    return Trainer(toy.model(), args, toy.examples(24), toy.examples(9, 1), toy.tokenizer, callbacks=callbacks)
+
+
+def final(folder):
+    return {
+        f"{model}.{part}.{name}": array
+        for model in ("final_model", "best_model")
+        for part in ("bert", "head")
+        for name, array in load_file(folder / model / part / "model.safetensors").items()
+    }
+
+
+def assert_same_end(first, second):
+    expected, found = final(first), final(second)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("stop", [6, 7, 8])  # where a checkpoint is due, and where none is
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"average_checkpoints": 2, "keep_checkpoints": 2},
+        {"average_checkpoints": 2, "keep_checkpoints": 0},
+        {"average_checkpoints": 2, "keep_checkpoints": 2, "average_of": "best", "greater_is_better": True},
+    ],
+)
+def test_the_checkpoint_of_a_stop_does_not_change_the_mean(toy, tmp_path, stop, settings):
+    settings = {"epochs": 3, **settings}
+    whole = trainer(toy, tmp_path / "whole", settings).train()
+    with pytest.raises(TrainingInterrupted, match=f"checkpoint_{stop}"):
+        trainer(toy, tmp_path / "parts", settings, Stop(stop)).train()
+    parts = trainer(toy, tmp_path / "parts", settings).train(resume=True)
+    assert parts.history["epochs"][-1]["averaged"] == whole.history["epochs"][-1]["averaged"]
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_stop_keeps_what_the_mean_needs(toy, tmp_path):
+    settings = {"epochs": 3, "average_checkpoints": 2, "keep_checkpoints": 2}
+    with pytest.raises(TrainingInterrupted):
+        trainer(toy, tmp_path, settings, Stop(7)).train()
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 6, 7]
+    trainer(toy, tmp_path, settings).train(resume=True)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [6, 7, 9]  # the newest two, and the two of the mean
+
+
+@pytest.mark.parametrize("kill", [4, 5, 6, 7])
+def test_the_best_weights_of_a_later_phase_are_not_those_of_an_earlier_one(toy, tmp_path, kill):
+    """The newest checkpoint ends the head's phase, whose best weights the next one begins with."""
+    settings = {"freeze_epochs": 1, "epochs": 2, "eval_every": 1, "save_every": 3, "keep_checkpoints": 1}
+    trainer(toy, tmp_path / "whole", settings).train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(toy, tmp_path / "parts", settings, Kill(kill)).train()
+    trainer(toy, tmp_path / "parts", settings).train(resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
