@@ -14,7 +14,27 @@ from heads import losses, metrics
 from heads.base import BaseKaggleHead
 
 
-class RegressionHead(BaseKaggleHead):
+class NormalizedTargets:
+    """What a head of real values has to learn targets of any size: their mean and spread, saved but not trained."""
+
+    SAVED_BUFFERS: ClassVar[tuple[str, ...]] = ("target_mean", "target_std")
+
+    def _build_normalization(self, targets: int) -> None:
+        self._target_mean, self._target_std = mx.zeros((targets,)), mx.ones((targets,))
+
+    def set_target_normalization(self, mean: float | list[float], std: float | list[float]) -> None:
+        """Predict in units of the target: `mean` and `std` of the training targets, one value or one per target."""
+        shape = self._target_mean.shape
+        mean, std = (mx.broadcast_to(mx.array(value, dtype=mx.float32), shape) for value in (mean, std))
+        if not mx.all(std > 0).item():
+            raise ValueError(f"[set_target_normalization] expected std above 0 but got {std.tolist()}. Use std=1.")
+        self._target_mean, self._target_std = mean, std
+
+    def _normalized(self, targets: mx.array, logits: mx.array) -> mx.array:
+        return (losses.align_targets(logits, targets) - self._target_mean) / self._target_std
+
+
+class RegressionHead(NormalizedTargets, BaseKaggleHead):
     """`z = W f + b` in units of the normalised target, `prediction = mean + std * z`.
 
     Outputs: `logits (B, T)` = z, `predictions (B, T)`; with `use_uncertainty` also `log_variance`, `variance` and
@@ -33,7 +53,6 @@ class RegressionHead(BaseKaggleHead):
         "use_output_scaling": False,
     }
     FEATURES = frozenset({"use_uncertainty"})
-    SAVED_BUFFERS: ClassVar[tuple[str, ...]] = ("target_mean", "target_std")
 
     def _build_output_layer(self) -> None:
         targets = self.option("num_targets")
@@ -42,7 +61,7 @@ class RegressionHead(BaseKaggleHead):
             self.output_scale, self.output_shift = mx.ones((targets,)), mx.zeros((targets,))
         if self.config.use_uncertainty:
             self.log_variance = self._output_layer(targets)
-        self._target_mean, self._target_std = mx.zeros((targets,)), mx.ones((targets,))
+        self._build_normalization(targets)
 
     def _build_loss_function(self) -> None:
         self.loss_type = self.option("loss_type")
@@ -50,14 +69,6 @@ class RegressionHead(BaseKaggleHead):
             raise ValueError(
                 f"[RegressionHead] expected loss_type 'mse', 'mae' or 'huber' but got {self.loss_type!r}. Choose one."
             )
-
-    def set_target_normalization(self, mean: float | list[float], std: float | list[float]) -> None:
-        """Predict in units of the target: `mean` and `std` of the training targets, one value or one per target."""
-        shape = self._target_mean.shape
-        mean, std = (mx.broadcast_to(mx.array(value, dtype=mx.float32), shape) for value in (mean, std))
-        if not mx.all(std > 0).item():
-            raise ValueError(f"[set_target_normalization] expected std above 0 but got {std.tolist()}. Use std=1.")
-        self._target_mean, self._target_std = mean, std
 
     def forward(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> dict[str, mx.array]:
         features = self._pooled_features(hidden_states, attention_mask)
@@ -79,7 +90,7 @@ class RegressionHead(BaseKaggleHead):
     def compute_loss(self, predictions: Mapping[str, mx.array], targets: mx.array) -> mx.array:
         """Return the scalar loss for `targets (B,)` (one target) or `(B, T)`."""
         logits = predictions["logits"]
-        targets = (losses.align_targets(logits, targets) - self._target_mean) / self._target_std
+        targets = self._normalized(targets, logits)
         if "log_variance" in predictions:
             log_variance = predictions["log_variance"] - 2 * mx.log(self._target_std)
             return losses.gaussian_nll_loss(logits, log_variance, targets)

@@ -19,6 +19,7 @@ from heads.ffn import create_ffn
 from heads.initialization import glorot_linear
 from heads.projection import Projection
 from heads.recurrent import StackedRNN
+from heads.regression import NormalizedTargets
 
 
 class TransformerEncoder(nn.Module):
@@ -132,14 +133,16 @@ class TimeSeriesClassificationHead(_TemporalHead):
         return metrics.multiclass_metrics(predictions["logits"], class_labels(targets))
 
 
-class TimeSeriesRegressionHead(_TemporalHead):
+class TimeSeriesRegressionHead(NormalizedTargets, _TemporalHead):
     """A forecast of F steps from the pooled states of a temporal encoder of width D / 2.
 
-    `predictions = trend + seasonal + residual`, three linear maps of the features, with `use_temporal_features`; else
-    one linear map. Options: `temporal_encoder` "lstm", "gru" or "transformer"; `num_layers` (1); `forecast_horizon`,
+    `z = trend + seasonal + residual`, three linear maps of the features, with `use_temporal_features`, else one linear
+    map; `predictions = mean + std * z`, as `set_target_normalization` sets them for each step (0 and 1). Options: `temporal_encoder` "lstm", "gru" or "transformer"; `num_layers` (1); `forecast_horizon`,
     F; `temporal_regularization` (0.1).
-    Outputs: `predictions` = `logits (B, F)`, and `trend`, `seasonal`, `residual (B, F)`.
-    Loss: mean squared error plus, for F > 1, `temporal_regularization` times the mean squared step between forecasts.
+    Outputs: `logits (B, F)` = z, `predictions (B, F)`, and their parts `trend` (with the mean), `seasonal` and
+    `residual (B, F)`, which add up to them.
+    Loss on the normalised targets: mean squared error plus, for F > 1, `temporal_regularization` times the mean squared
+    step between the z of two steps.
     Targets `(B, F)`, or `(B,)` for F = 1.
     """
 
@@ -168,6 +171,7 @@ class TimeSeriesRegressionHead(_TemporalHead):
 
     def _build_output_layer(self) -> None:
         horizon = self.config.output_size
+        self._build_normalization(horizon)
         if not self.option("use_temporal_features"):
             super()._build_output_layer()
             return
@@ -176,17 +180,22 @@ class TimeSeriesRegressionHead(_TemporalHead):
     def forward(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> dict[str, mx.array]:
         features = self._temporal_features(hidden_states, attention_mask)
         if not self.option("use_temporal_features"):
-            predictions = self.output(features).astype(mx.float32)
-            return {"predictions": predictions, "logits": predictions}
+            logits = self.output(features).astype(mx.float32)
+            return {"logits": logits, "predictions": logits * self._target_std + self._target_mean}
         parts = {name: getattr(self, name)(features).astype(mx.float32) for name in ("trend", "seasonal", "residual")}
-        predictions = parts["trend"] + parts["seasonal"] + parts["residual"]
-        return {"predictions": predictions, "logits": predictions, **parts}
+        logits = parts["trend"] + parts["seasonal"] + parts["residual"]
+        parts = {name: part * self._target_std for name, part in parts.items()}
+        parts["trend"] = parts["trend"] + self._target_mean
+        return {"logits": logits, "predictions": parts["trend"] + parts["seasonal"] + parts["residual"], **parts}
 
     def compute_loss(self, predictions: Mapping[str, mx.array], targets: mx.array) -> mx.array:
         """Return the scalar loss for `targets (B, F)`, or `(B,)` for one step."""
-        forecast = predictions["predictions"]
+        forecast = predictions["logits"]
         smooth = losses.temporal_smoothness_loss(forecast)
-        return losses.mse_loss(forecast, targets) + self.option("temporal_regularization") * smooth
+        return (
+            losses.mse_loss(forecast, self._normalized(targets, forecast))
+            + self.option("temporal_regularization") * smooth
+        )
 
     def compute_metrics(self, predictions: Mapping[str, mx.array], targets: mx.array) -> dict[str, float]:
         """Return mse, rmse, mae, mape, and directional_accuracy for several steps."""

@@ -227,7 +227,7 @@ def _new_model(args: argparse.Namespace, head: str, kind: str, labels: Any, exam
         id2label=None if labels is None or head in EMBEDDERS else labels.to_dict(),
         **{**options, **(args.head_options or {})},
     )
-    if head == "regression":
+    if head in ("regression", "time_series_regression"):
         targets = np.array([np.ravel(example["labels"]) for example in examples], dtype=np.float64)
         spread = np.where(targets.std(axis=0) > 0, targets.std(axis=0), 1.0)
         model.head.set_target_normalization(targets.mean(axis=0).tolist(), spread.tolist())

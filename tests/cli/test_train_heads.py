@@ -76,6 +76,16 @@ def test_a_forecast(command, tmp_path):
     assert len(predictions(command, output, "the good dog")[0]["value"]) == 2
 
 
+@pytest.mark.parametrize("task", ["regression", "time_series_regression"])
+def test_targets_far_from_0_are_learnt(command, tmp_path, task):
+    rows = [{"text": row["text"], "label": 1000.0 + 5 * (n % 3 - 1)} for n, row in enumerate(labelled(24))]
+    data, output = lines(tmp_path / "d.jsonl", rows), tmp_path / "run"
+    trained(command, task, data, output, epochs=10)
+    assert report(command, output, data)["metrics"]["rmse"] < 2  # 4.1 for their mean
+    values = [row["value"] for row in predictions(command, output, *[row["text"] for row in rows[:3]])]
+    assert np.abs(np.ravel(values) - [995, 1000, 1005]).max() < 4
+
+
 def test_ranking_of_documents(command, tmp_path):
     rows = [
         {"query": f"the {a}", "documents": [f"a {b}" for b in (*THINGS[: 2 + n % 3], a)],

@@ -197,6 +197,29 @@ def test_time_series_regression_is_a_sum(kind):
     assert "directional_accuracy" in model.compute_metrics(outputs, targets)
 
 
+@pytest.mark.parametrize("features", [True, False])
+def test_a_forecast_is_in_units_of_its_targets(features):
+    model = head("time_series_regression", forecast_horizon=3, use_temporal_features=features)
+    plain = model(SEQUENCE, MASK)
+    mean, std = mx.array([1000.0, 0.0, -5.0]), mx.array([5.0, 1.0, 0.1])
+    targets = mx.array(RNG.normal(size=(3, 3)).astype(np.float32))
+    wanted = model.compute_loss(plain, targets).item()
+    model.set_target_normalization(mean.tolist(), std.tolist())
+    outputs = model(SEQUENCE, MASK)
+    assert mx.array_equal(outputs["logits"], plain["logits"])
+    np.testing.assert_allclose(outputs["predictions"], plain["logits"] * std + mean, rtol=1e-6)
+    if features:
+        parts = outputs["trend"] + outputs["seasonal"] + outputs["residual"]
+        np.testing.assert_allclose(outputs["predictions"], parts, rtol=1e-6)
+    assert model.compute_loss(outputs, targets * std + mean).item() == pytest.approx(wanted, rel=1e-3)
+    again = head("time_series_regression", forecast_horizon=3, use_temporal_features=features)
+    again.load_state_arrays(model.state_arrays())
+    assert mx.array_equal(again(SEQUENCE, MASK)["predictions"], outputs["predictions"])
+    assert not {"target_mean", "target_std"} & set(model.parameters())
+    with pytest.raises(ValueError, match="expected std above 0"):
+        model.set_target_normalization(0.0, [1.0, 0.0, 1.0])
+
+
 def test_time_series_of_one_step():
     model = head("time_series_regression")
     outputs = model(SEQUENCE, MASK)
