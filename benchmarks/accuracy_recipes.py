@@ -106,7 +106,7 @@ def joint(context: Context) -> list[Figure]:
 def similarity(context: Context) -> list[Figure]:
     """Contrastive fine-tuning on graded pairs. The last weights count: validation is what is reported."""
     pairs, held_out = context.rows("stsb", "train"), context.rows("stsb", "validation")
-    encoder = SentenceEncoder.from_pretrained(context.model)
+    encoder = SentenceEncoder.from_pretrained(context.model, dtype="float32")
     scores = [row["score"] for row in held_out]
     texts = ([row[column] for row in held_out] for column in ("text_a", "text_b"))
     evaluator = EmbeddingSimilarityEvaluator(*texts, scores, similarities=("cosine",))

@@ -50,7 +50,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> tuple[Mapping[str, float], Mapping[str, float]]:
     """Train; the metrics of the test questions before and after."""
-    encoder = SentenceEncoder.from_pretrained(options.model or installed_model())
+    encoder = SentenceEncoder.from_pretrained(options.model or installed_model(), dtype="float32")
     train, test = read_table(options.train), read_table(options.test)
     trainer = SentenceEncoderTrainer(
         encoder,

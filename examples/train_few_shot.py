@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     for seed in range(options.seeds):
         chosen = take_per_class([row["label"] for row in train], options.per_class, seed)
         given = [train[place]["text"] for place in chosen], [train[place]["label"] for place in chosen]
-        classifier = FewShotClassifier(SentenceEncoder.from_pretrained(options.encoder))
+        classifier = FewShotClassifier(SentenceEncoder.from_pretrained(options.encoder, dtype="float32"))
         classifier.fit(*given, {"epochs": 0})
         accuracies["frozen encoder"].append(float(np.mean(np.array(classifier.predict(texts)) == wanted)))
         started, folder = time.perf_counter(), tempfile.mkdtemp()

@@ -236,7 +236,7 @@ class JointIntentNER(nn.Module):
             return [mx.softmax(outputs["intent_logits"], axis=-1), mx.argmax(outputs["ner_logits"], axis=-1), encodings]
 
         results: list[dict[str, Any]] = [{} for _ in texts]
-        options = {"batch_size": batch_size, "max_length": max_length}
+        options = {"batch_size": batch_size, "max_length": max_length, "model": self}
         for places, (*arrays, encodings) in run_batches(texts, self.tokenizer, forward, **options):
             probabilities, tokens = (np.array(array) for array in arrays)
             for row, place in enumerate(places):
@@ -280,7 +280,7 @@ class JointIntentNER(nn.Module):
 
         Args:
             folder: that folder.
-            dtype: type of the weights; None keeps them as stored.
+            dtype: type of the encoder's weights; None keeps them as stored. With any, the heads' are float32.
 
         Raises:
             FileNotFoundError: files are missing.
@@ -297,7 +297,8 @@ class JointIntentNER(nn.Module):
             raise ValueError(f"[joint] {folder / CONFIG_FILE} cannot be used: {error}. Save the model again.") from None
         own = nn.Module()
         own.intent_head, own.ner_head = model.intent_head, model.ner_head
-        load_strict(own, mx.load(str(folder / WEIGHTS_FILE), format="safetensors"), float_dtype(dtype), "joint")
+        own_dtype = None if float_dtype(dtype) is None else mx.float32
+        load_strict(own, mx.load(str(folder / WEIGHTS_FILE), format="safetensors"), own_dtype, "joint")
         return model
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from heads import BaseKaggleHead, HeadConfig, create_head, get_head_registry
 from mlx_bert.checkpoint import (
@@ -128,6 +129,8 @@ class BertWithHead(nn.Module):
         """The head's outputs for the encoder's ``hidden_states`` ``(B, L, D)`` or ``(B, N, L, D)``."""
         if getattr(self.head, "needs_embeddings", False):
             head_inputs = {"embeddings": _word_embeddings(self.bert), **head_inputs}
+        if hidden_states.dtype != mx.float32:  # a head in float32 pools, normalises and scores in float32
+            hidden_states = hidden_states.astype(_dtype_of(self.head))
         return self.head(hidden_states, attention_mask, **head_inputs)
 
     def get_bert(self) -> BertCore:
@@ -207,7 +210,8 @@ class BertWithHead(nn.Module):
 
         Args:
             source: for example a fine-tuned folder, or a converted ``BertForSequenceClassification``.
-            dtype: type of the weights; None keeps them as stored.
+            dtype: type of the encoder's weights; None keeps them as stored. With any, the head's are float32: pooling,
+                normalisation and logits lose nothing then.
             revision: branch, tag or commit of a hub id.
             freeze_bert, freeze_bert_layers: as in the constructor.
 
@@ -274,6 +278,11 @@ def _flatten(array: mx.array | None) -> mx.array | None:
     return array.reshape(-1, array.shape[-1]) if array is not None and array.ndim == 3 else array
 
 
+def _dtype_of(head: BaseKaggleHead) -> mx.Dtype:
+    types = (array.dtype for _, array in tree_flatten(head.parameters()))
+    return next((dtype for dtype in types if mx.issubdtype(dtype, mx.floating)), mx.float32)
+
+
 def _word_embeddings(bert: BertCore) -> nn.Module:
     """The encoder's table ``(V, D)``, which the decoder of a tied language model is too."""
     embeddings = bert.encoder.embeddings
@@ -281,9 +290,8 @@ def _word_embeddings(bert: BertCore) -> nn.Module:
 
 
 def _load_head(head: BaseKaggleHead, weights: dict[str, mx.array], dtype: str | mx.Dtype | None) -> None:
-    dtype = float_dtype(dtype)
-    if dtype is not None:
+    if float_dtype(dtype) is not None:
         floating = {name for name, array in weights.items() if mx.issubdtype(array.dtype, mx.floating)}
-        weights = {name: array.astype(dtype) if name in floating else array for name, array in weights.items()}
+        weights = {name: array.astype(mx.float32) if name in floating else array for name, array in weights.items()}
     head.load_state_arrays(weights)
     mx.eval(head.state_arrays())

@@ -236,6 +236,9 @@ class SentenceTransformerMTL(nn.Module):
         Returns:
             ``embeddings`` ``(B, D)`` and ``{task}_logits`` float32 ``(B, C)``.
         """
+        if states.dtype != mx.float32:  # pooling is as exact as what follows it
+            dtype = self.projection.weight.dtype
+            states, own_states = states.astype(dtype), {task: own.astype(dtype) for task, own in own_states.items()}
         shared = self._project(self.pooling(states, attention_mask))
         outputs = {"embeddings": unit_length(shared) if self.normalize else shared}
         for task in self._chosen(tasks):
@@ -339,7 +342,7 @@ class SentenceTransformerMTL(nn.Module):
             raise ValueError("[mtl] expected a tokenizer but the model has none. Set model.tokenizer.")
         mx.eval(self.eval().state)  # batches may run in another thread, which cannot finish this one's work
         found = {name: np.zeros((len(sentences), width), np.float32) for name, width in widths.items()}
-        run = {"batch_size": batch_size, "max_length": max_length, "progress": progress}
+        run = {"batch_size": batch_size, "max_length": max_length, "progress": progress, "model": self}
         for places, outputs in run_batches(sentences, self.tokenizer, lambda batch, _: compute(batch), **run):
             for name, rows in outputs.items():
                 found[name][places] = np.array(rows)
@@ -414,7 +417,7 @@ class SentenceTransformerMTL(nn.Module):
 
         Args:
             folder: that folder.
-            dtype: type of the weights; None keeps them as stored.
+            dtype: type of the encoders' weights; None keeps them as stored. With any, the others' are float32.
 
         Raises:
             FileNotFoundError: files are missing.
@@ -434,7 +437,7 @@ class SentenceTransformerMTL(nn.Module):
         own = nn.Module()
         for part in ("projection", "heads", "task_poolings"):
             setattr(own, part, getattr(model, part))
-        load_strict(own, weights, float_dtype(dtype), "mtl")
+        load_strict(own, weights, None if float_dtype(dtype) is None else mx.float32, "mtl")
         return model.eval()
 
 

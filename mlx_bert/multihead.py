@@ -47,6 +47,7 @@ from mlx_bert.multihead_data import (
 )
 from mlx_bert.multihead_training import (
     TaskHeads,
+    added_digest,
     build_head,
     describe_run,
     find_run,
@@ -189,7 +190,14 @@ class MultiheadClassifier:
                 parts[name] = self.analyze(name, [task for task in self.tasks if task in tasks])
         display_report(parts)
 
-    def add_task(self, task: str, rows: Source, progress: bool = True) -> TrainResult:
+    def add_task(
+        self,
+        task: str,
+        rows: Source,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+        resume: bool = False,
+    ) -> TrainResult:
         """Train a head for one more task on the encoder as it is; the other tasks stay exactly what they were.
 
         If that fails, the classifier is as before.
@@ -198,10 +206,18 @@ class MultiheadClassifier:
             task: its name.
             rows: [{"text": ..., "label": ...}, ...], or a file of them.
             progress: show progress bars.
+            callbacks: told of every update and evaluation; see ``mlx_bert.training.callbacks``.
+            resume: continue the newest run that added this task, with the same rows, to a classifier of these very
+                weights, from its last checkpoint, exactly; begin anew if there is none.
+
+        Returns:
+            What the run came to.
 
         Raises:
             RuntimeError: not trained yet.
-            ValueError: the task is there already, or bad rows.
+            FileExistsError: the run to resume is complete.
+            ValueError: the task is there already, bad rows, or a run to resume that had other settings.
+            TrainingInterrupted: Ctrl-C or SIGTERM came; a checkpoint was written first.
         """
         self._require_trained("add_task")
         if task in self._labels:
@@ -216,13 +232,15 @@ class MultiheadClassifier:
         for name, module in head.task_heads.items():
             if name != task:
                 module.freeze()
+        runs, digest = Path(self.config.training.output_dir), added_digest(examples, self.model)
+        run = (find_run(runs, digest, self.config) if resume else None) or next_run(runs)
+        args = training_args(self.config, "backbone", bool(splits["validation"]), run, progress)
+        describe_run(run, digest, self.config)
         before = self.model, self._labels, self._weights
         self.model, self._labels, self._weights = BertWithHead(self.model.bert, head), labels, weights
-        run = next_run(Path(self.config.training.output_dir))
-        args = training_args(self.config, "backbone", bool(splits["validation"]), run, progress)
         saved_whole = TaskHeads(self.model.bert, head, self.write)
         try:
-            result = train_heads(saved_whole, self.tokenizer, self.config, labels, splits, args)
+            result = train_heads(saved_whole, self.tokenizer, self.config, labels, splits, args, callbacks, resume)
         except BaseException:  # also when interrupted
             self.model, self._labels, self._weights = before
             raise
@@ -277,7 +295,7 @@ class MultiheadClassifier:
 
         found = {task: np.zeros((len(texts), len(self._labels[task])), np.float32) for task in tasks}
         with tqdm(total=len(texts), unit="text", desc="predict", disable=not show_progress_bar) as bar:
-            settings = {"max_length": self.config.training.max_length, "progress": bar}
+            settings = {"max_length": self.config.training.max_length, "progress": bar, "model": model}
             for indices, outputs in run_batches(texts, self.tokenizer, forward, **settings):
                 for task, probabilities in outputs.items():
                     found[task][indices] = np.array(probabilities)

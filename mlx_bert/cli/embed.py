@@ -57,7 +57,8 @@ def build_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--normalize", action="store_true", help="scale embeddings to length 1")
     parser.add_argument("--truncate-dim", type=int, metavar="D", help="keep the first D values")
     parser.add_argument("--max-length", type=int, metavar="N", help="truncate texts to N tokens (default: the model's)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "stored"),
+                        help="compute in this type, or as stored (default: float16 on a GPU)")  # fmt: skip
     parser.add_argument("--precision", choices=("float32", "int8", "uint8", "binary", "ubinary"), default="float32",
                         help="bytes or bits for each value of the result (default: float32)")  # fmt: skip
     parser.add_argument("--similarity", action="store_true", help="print a table of similarities between the texts")

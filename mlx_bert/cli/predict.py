@@ -48,7 +48,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="truncate texts to this many tokens, or read windows of so many",
     )
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "stored"),
+                        help="compute in this type, or as stored (default: float16 on a GPU)")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:

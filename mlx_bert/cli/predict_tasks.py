@@ -16,7 +16,7 @@ def joint_predictor(folder: str, args: argparse.Namespace) -> Callable[[Rows], R
 
     if args.top_k > 1:
         raise ValueError("[predict] expected no --top-k for intents with tags. Leave it out.")
-    model = JointIntentNER.from_pretrained(folder, compute_dtype(args.dtype))
+    model = JointIntentNER.from_pretrained(folder, compute_dtype(args.dtype, folder))
 
     def predict(rows: Rows) -> Rows:
         texts = [row["text"] for row in rows]
@@ -35,7 +35,7 @@ def sentence_mtl_predictor(folder: str, args: argparse.Namespace) -> Callable[[R
     from mlx_bert.mtl import SentenceTransformerMTL
     from mlx_bert.mtl_data import MAX_LENGTH
 
-    model = SentenceTransformerMTL.from_pretrained(folder, compute_dtype(args.dtype))
+    model = SentenceTransformerMTL.from_pretrained(folder, compute_dtype(args.dtype, folder))
 
     def predict(rows: Rows) -> Rows:
         texts = [row["text"] for row in rows]

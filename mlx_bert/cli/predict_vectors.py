@@ -20,7 +20,7 @@ def vector_predict(folder: str, args: argparse.Namespace) -> tuple[str, Any]:
     from mlx_bert.model import BertWithHead
     from mlx_bert.tokenizer import Tokenizer
 
-    model = BertWithHead.from_pretrained(folder, compute_dtype(args.dtype)).eval()
+    model = BertWithHead.from_pretrained(folder, compute_dtype(args.dtype, folder)).eval()
     tokenizer = Tokenizer.from_pretrained(folder)
     if str(model.head.head_type) == "ranking":
         if not args.input:
@@ -91,7 +91,7 @@ def _head_outputs(
         return model(*batch)[name].astype(mx.float32)
 
     for places, output in run_batches(
-        texts, tokenizer, forward, pairs=pairs, batch_size=args.batch_size, max_length=args.max_length
+        texts, tokenizer, forward, model=model, pairs=pairs, batch_size=args.batch_size, max_length=args.max_length
     ):
         for place, row in zip(places, np.array(output), strict=True):
             found[place] = row

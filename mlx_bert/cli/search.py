@@ -56,7 +56,8 @@ def build_parser(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--document-prompt", metavar="TEXT", help="put this before documents (default: the model's)")
     build.add_argument("--max-length", type=int, metavar="N", help="truncate texts to N tokens (default: the model's)")
     build.add_argument("--truncate-dim", type=int, metavar="D", help="keep the first D values of an embedding")
-    build.add_argument("--compute-dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
+    build.add_argument("--compute-dtype", choices=("float32", "float16", "bfloat16", "stored"),
+                        help="compute in this type, or as stored (default: float16 on a GPU)")  # fmt: skip
     build.add_argument("--overwrite", action="store_true", help="replace an index that is there")
     query.add_argument("texts", nargs="*", metavar="TEXT", help="queries; without any, standard input is read")
     query.add_argument("--input", "-i", nargs="+", metavar="FILE", help="files of queries")

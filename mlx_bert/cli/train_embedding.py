@@ -36,7 +36,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     if kind == "class":
         classes = {label: number for number, label in enumerate(dict.fromkeys(row["label"] for row in rows))}
         rows = [{**row, "label": classes[row["label"]]} for row in rows]
-    encoder = SentenceEncoder.from_pretrained(args.model)
+    encoder = SentenceEncoder.from_pretrained(args.model, dtype="float32")
     if args.teacher:
         rows = _taught(rows, args.teacher, encoder)
     mining = HardNegatives(num_negatives=args.hard_negatives) if args.hard_negatives else None

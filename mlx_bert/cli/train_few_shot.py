@@ -26,7 +26,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     rows = read_rows_of(args.train, "class", args)
     held_out = read_rows_of(args.eval, "class", args) if args.eval else []
     counts = Counter(row["label"] for row in rows)
-    classifier = FewShotClassifier(SentenceEncoder.from_pretrained(args.model))
+    classifier = FewShotClassifier(SentenceEncoder.from_pretrained(args.model, dtype="float32"))
     lines = {
         "model": model_line(args.model, classifier.encoder.core),
         "training": f"{len(rows):,} examples",

@@ -31,6 +31,7 @@ from mlx_bert.encoders.rotary import Rotary, rotary, rotate
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 DEFAULT_THETA = {GLOBAL: 1_000_000.0, LOCAL: 10_000.0}
 LEGACY_THETA = {GLOBAL: "rope_theta", LOCAL: "rope_local_base_freq"}
+HALF = mx.bfloat16  # to compute in on a GPU: activations leave float16's range
 LEGACY_PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 
 

@@ -21,6 +21,7 @@ import mlx.nn as nn
 from mlx_bert.encoders.base import EncoderConfig, EncoderOutput, NameMap, check_inputs
 
 IN_MEMORY, IN_FILE, HEAD = "decoder.", "model.", "lm_head."
+HALF = mx.bfloat16  # to compute in on a GPU: what decoders are trained in, and of whose range some make use
 UNBOUNDED = 1 << 20  # tokens, for decoders that name no maximum
 
 

@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import Encoding
 from tqdm.auto import tqdm
@@ -213,6 +214,7 @@ def run_batches(
     tokenizer: Tokenizer,
     forward: Callable[[Batch, list[Encoding]], Any],
     *,
+    model: nn.Module | None = None,
     pairs: Sequence[str] | None = None,
     batch_size: int = 32,
     max_length: int | None = None,
@@ -222,6 +224,7 @@ def run_batches(
 
     Args:
         texts: any number of strings; ``pairs`` the second text of each, if there are two.
+        model: what ``forward`` runs; a message about its numbers then says which type they are in.
         tokenizer: see :class:`mlx_bert.tokenizer.Tokenizer`.
         forward: a padded batch and its encodings to arrays, not yet evaluated (any tree of lists and dicts).
         batch_size: a batch holds as many tokens as this many texts of 128: more texts when they are shorter, fewer when
@@ -234,7 +237,8 @@ def run_batches(
         memory that does not suffice shows at once.
 
     Raises:
-        ValueError: ``batch_size`` below 1.
+        ValueError: ``batch_size`` below 1, or a floating result is NaN or infinite: what ``forward`` returns has to be
+            finite everywhere, at padded places too.
     """
     if batch_size < 1:
         raise ValueError(f"[encode] expected batch_size of at least 1 but got {batch_size}.")
@@ -248,15 +252,16 @@ def run_batches(
         second = None if pairs is None else [pairs[i] for i in window]
         return tokenizer.encode([texts[i] for i in window], second, max_length)
 
-    def start(group: list[list[Encoding]]) -> list[Any]:
+    def start(group: list[list[Encoding]]) -> list[tuple[Any, mx.array]]:
         outputs, streams = [], compute_streams()
         with cpu.spread_over(streams) if len(group) == 1 else nullcontext():
             for chosen, stream in zip(group, streams, strict=False):
                 with mx.stream(stream):
-                    outputs.append(forward(tokenizer.pad(chosen, multiple_of=bucket), chosen))
+                    output = forward(tokenizer.pad(chosen, multiple_of=bucket), chosen)
+                    outputs.append((output, _is_finite(output)))
         # In one call: MLX queues about 100 operations ahead, fewer than a batch has, and takes them in turn only from
         # what is evaluated together. Batch after batch, the second stream would wait for most of the first batch.
-        mx.async_eval([_arrays(output) for output in outputs])
+        mx.async_eval([_arrays(output) for output in outputs])  # with each one's check
         return outputs
 
     windows = list(_windows(order, size, budget * WINDOW_BATCHES))
@@ -264,7 +269,7 @@ def run_batches(
         stack.enter_context(bounded_cache())
         pool = stack.enter_context(ThreadPoolExecutor(1)) if len(windows) > 1 else None
         following = None
-        flying: deque[list[tuple[list[int], Any]]] = deque()
+        flying: deque[list[tuple[list[int], tuple[Any, mx.array]]]] = deque()
         for number, window in enumerate(windows):
             encodings = following.result() if following else tokenise(window)
             following = pool.submit(tokenise, windows[number + 1]) if number + 1 < len(windows) else None
@@ -279,9 +284,9 @@ def run_batches(
                 places = [[window[row] for row in rows] for rows in group]
                 flying.append(list(zip(places, outputs, strict=True)))
                 if len(flying) > 1:
-                    yield from _land(flying.popleft(), progress)
+                    yield from _land(flying.popleft(), progress, model)
         while flying:
-            yield from _land(flying.popleft(), progress)
+            yield from _land(flying.popleft(), progress, model)
 
 
 def _windows(order: list[int], size: list[int], token_budget: int) -> Iterator[list[int]]:
@@ -302,9 +307,31 @@ def _arrays(output: Any) -> list[mx.array]:
     return [array for _, array in tree_flatten(output) if isinstance(array, mx.array)]
 
 
-def _land(group: list[tuple[list[int], Any]], progress: tqdm | None) -> Iterator[tuple[list[int], Any]]:
+def _is_finite(output: Any) -> mx.array:
+    """Whether all floating numbers are finite: one boolean, which is evaluated with them."""
+    floating = [array for array in _arrays(output) if mx.issubdtype(array.dtype, mx.floating)]
+    return mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in floating])) if floating else mx.array(True)
+
+
+def _not_finite(model: nn.Module | None) -> ValueError:
+    types = {array.dtype for _, array in tree_flatten(model.parameters())} if model is not None else set()
+    if mx.float16 in types:
+        why = 'float16, whose range its activations leave. Load it with dtype="float32".'
+    elif model is not None:
+        name = "bfloat16" if mx.bfloat16 in types else "float32"
+        why = f"{name}: its weights or the inputs are broken. Convert or train it again."
+    else:
+        why = 'its type. In float16, load it with dtype="float32"; otherwise its weights or the inputs are broken.'
+    return ValueError(f"[inference] expected finite numbers but the model gave NaN or infinity in {why}")
+
+
+def _land(
+    group: list[tuple[list[int], tuple[Any, mx.array]]], progress: tqdm | None, model: nn.Module | None
+) -> Iterator[tuple[list[int], Any]]:
     on_device(lambda: mx.eval([_arrays(output) for _, output in group]))
-    for indices, output in group:
+    for indices, (output, is_finite) in group:
+        if not is_finite.item():
+            raise _not_finite(model)
         if progress is not None:
             progress.update(len(indices))
         yield indices, output

@@ -94,7 +94,8 @@ class CrossEncoder:
 
         Args:
             source: folder or hub id.
-            dtype: type of the weights; None as stored, but float32 on a CPU.
+            dtype: type of the encoder's weights, ``"stored"`` for as stored. None: float16 on a GPU, float32 on a CPU
+                (see :func:`mlx_bert.inference.precision.compute_dtype`) and wherever there is ``num_labels``.
             revision: branch, tag or commit of a hub id.
             activation_fn, max_length, max_query_length: as in the constructor.
             num_labels: an encoder without a classifier, or with one for another number of classes, gets a new one for
@@ -113,7 +114,9 @@ class CrossEncoder:
             )
         if activation_fn is None:
             activation_fn = stored_activation(folder)
-        model = load_classifier(backbone, compute_dtype(dtype), num_labels)
+        if dtype is None and num_labels is not None:  # it is to be trained
+            dtype = mx.float32
+        model = load_classifier(backbone, compute_dtype(dtype, backbone), num_labels)
         return cls(model, Tokenizer.from_pretrained(backbone), activation_fn, max_length, max_query_length)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -203,7 +206,7 @@ class CrossEncoder:
         result = np.empty((len(pairs), self.num_labels), np.float32)
         first, second = [a for a, _ in pairs], [b for _, b in pairs]
         first = cap_tokens(self.tokenizer, first, self.max_query_length)
-        options = {"batch_size": batch_size, "max_length": self.max_length, "progress": progress}
+        options = {"batch_size": batch_size, "max_length": self.max_length, "progress": progress, "model": self.model}
         for indices, scores in run_batches(first, self.tokenizer, forward, pairs=second, **options):
             result[indices] = np.asarray(scores).reshape(len(indices), -1)
         return result[:, 0] if self.num_labels == 1 else result

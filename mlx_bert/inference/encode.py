@@ -75,8 +75,10 @@ class SentenceEncoder:
 
         Args:
             source: folder or hub id.
-            dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``. None takes the weights as stored, except that a CPU,
-                which has no fast 16-bit arithmetic, computes in float32.
+            dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"stored"`` for the weights as they are. None: on a
+                GPU float16 (quantised weights as stored), on a CPU float32; see
+                :func:`mlx_bert.inference.precision.compute_dtype`. Pooling and what follows it are in float32 in any
+                case. Load a model that is to be trained, or saved as it was, in ``"float32"``.
             revision: branch, tag or commit of a hub id.
             settings: replace what the folder says: ``max_seq_length``, ``prompts``, ``default_prompt_name``,
                 ``truncate_dim``, ``similarity_fn_name``, ``do_lower_case``.
@@ -88,7 +90,7 @@ class SentenceEncoder:
         folder = ready_folder(source, revision)
         backbone, listed = read_module_list(folder)
         settings = read_settings(folder, backbone, settings)
-        core = BertCore.from_pretrained(backbone, compute_dtype(dtype), compute_additional_pooling=False)
+        core = BertCore.from_pretrained(backbone, compute_dtype(dtype, backbone), compute_additional_pooling=False)
         modules = None if listed is None else [load_module(kind, path) for kind, path in listed]
         return cls(core, Tokenizer.from_pretrained(backbone), modules, settings)
 
@@ -215,6 +217,7 @@ class SentenceEncoder:
             [prompt + text for text in texts] if prompt else texts,
             self.tokenizer,
             forward,
+            model=self.core,
             max_length=self.max_seq_length,
             **run,
         ):
@@ -253,6 +256,7 @@ class SentenceEncoder:
             [prompt + text for text in texts] if prompt else texts,
             self.tokenizer,
             forward,
+            model=self.core,
             max_length=self.max_seq_length,
             **run,
         ):

@@ -18,7 +18,7 @@ from mlx_bert.checkpoint import ready_folder
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.pipelines import MultipleChoice, MultiTask, QuestionAnswering, TokenClassification
 from mlx_bert.inference.pipelines.base import READ_AHEAD
-from mlx_bert.inference.precision import compute_dtype
+from mlx_bert.inference.precision import compute_dtype, on_gpu
 from mlx_bert.model import METADATA, BertWithHead
 from mlx_bert.tokenizer import Tokenizer
 
@@ -82,7 +82,7 @@ class TextPredictor:
         self._nodes: dict[int, str] = {} if tree is None else {number: node for node, number in tree.index.items()}
         leaves = [] if tree is None else [tree.index[leaf] for leaf in tree.leaves]  # what its probabilities are of
         self._leaves = mx.array(np.equal.outer(leaves, np.arange(len(self._nodes))), mx.float32)
-        self._run = mx.compile(self._outputs, inputs=[model.state]) if _on_gpu() else self._outputs
+        self._run = mx.compile(self._outputs, inputs=[model.state]) if on_gpu() else self._outputs
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: str | mx.Dtype | None = None) -> Self:
@@ -90,13 +90,15 @@ class TextPredictor:
 
         Args:
             folder: where the model is.
-            dtype: type of the weights; None as stored, but float32 on a CPU.
+            dtype: type of the encoder's weights, ``"stored"`` for as stored. None: float16 on a GPU, float32 on a CPU;
+                see :func:`mlx_bert.inference.precision.compute_dtype`.
 
         Raises:
             FileNotFoundError: no model there.
         """
         folder = find_model_folder(folder)
-        return cls(BertWithHead.from_pretrained(folder, compute_dtype(dtype)), Tokenizer.from_pretrained(folder))
+        model = BertWithHead.from_pretrained(folder, compute_dtype(dtype, folder))
+        return cls(model, Tokenizer.from_pretrained(folder))
 
     def predict(
         self,
@@ -166,6 +168,7 @@ class TextPredictor:
             texts,
             self.tokenizer,
             forward,
+            model=self.model,
             pairs=pairs,
             batch_size=batch_size,
             max_length=max_length,
@@ -245,7 +248,3 @@ class TextPredictor:
             return {}
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         return {"scores": {self.name(int(index)): float(probabilities[index]) for index in order}}
-
-
-def _on_gpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.gpu

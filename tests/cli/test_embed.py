@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_bert.__main__ import main
+from mlx_bert.inference import precision
 from mlx_bert.inference.embedding_files import quantize_parts, write_embeddings
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.quantization import quantize_embeddings
@@ -33,6 +36,20 @@ def embed(folder, *arguments):
 
 def rows(text):
     return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"), [(["--dtype", "float32"], mx.float32), (["--dtype", "stored"], mx.float32), ([], mx.float16)]
+)
+def test_the_type_to_compute_in(tiny_bert_folder, expected, monkeypatch, capsys, options, wanted):
+    """Without one float16, on what is taken for a GPU here."""
+    loaded, load = [], SentenceEncoder.from_pretrained
+    monkeypatch.setattr(precision, "on_gpu", lambda: True)
+    monkeypatch.setattr(SentenceEncoder, "from_pretrained", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0])
+    assert embed(tiny_bert_folder, TEXTS[0], *options) == 0
+    assert {array.dtype for _, array in tree_flatten(loaded[0].core.parameters())} == {wanted}
+    (row,) = rows(capsys.readouterr().out)
+    np.testing.assert_allclose(row["embedding"], expected[0], atol=1e-5 if wanted == mx.float32 else 5e-3)
 
 
 def test_as_a_process(tiny_bert_folder, expected):

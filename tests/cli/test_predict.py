@@ -13,6 +13,7 @@ from heads import MultiTaskNLPHead
 from mlx_bert.cli import predict, predictors
 from mlx_bert.core import BertCore
 from mlx_bert.factory import create_bert_with_head
+from mlx_bert.inference import precision
 from mlx_bert.inference.cross_encoder import CrossEncoder
 from mlx_bert.inference.pipelines import FillMask
 from mlx_bert.inference.predict import TextPredictor
@@ -133,8 +134,12 @@ def test_options_that_a_model_cannot_honour_are_refused(command, models, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["classes", "words", "pairs"])
-def test_the_type_to_compute_in(command, models, tmp_path, monkeypatch, name):
-    """Every model is loaded in it."""
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [(["--dtype", "bfloat16"], mx.bfloat16), (["--dtype", "stored"], mx.float32), ([], mx.float16)],
+)
+def test_the_type_to_compute_in(command, models, tmp_path, monkeypatch, name, options, wanted):
+    """Every encoder is loaded in it; without one in float16, on what is taken for a GPU here."""
     types = set()
     load = predictors.load_predictor
 
@@ -142,15 +147,16 @@ def test_the_type_to_compute_in(command, models, tmp_path, monkeypatch, name):
         found = load(*given)
         cells = [cell.cell_contents for cell in found.predict.__closure__]
         (holder,) = (cell for cell in cells if isinstance(cell, CrossEncoder | FillMask | TextPredictor))
-        types.update(array.dtype for _, array in tree_flatten(holder.model.parameters()))
+        types.update(array.dtype for _, array in tree_flatten(holder.model.bert.parameters()))
         return found
 
     monkeypatch.setattr(predict, "load_predictor", spied)
+    monkeypatch.setattr(precision, "on_gpu", lambda: True)
     data = lines(tmp_path / "data.jsonl", [{"text": "a [MASK]", "text_pair": "b"}])
     task = {"words": ["--task", "masked_lm"], "pairs": ["--task", "cross_encoder"]}.get(name, [])
     folder = models / ("classes" if name == "pairs" else name)
-    predictions(command, folder, *task, "--input", data, "--dtype", "bfloat16")
-    assert types == {mx.bfloat16}
+    predictions(command, folder, *task, "--input", data, *options)
+    assert types == {wanted}
 
 
 def test_values_have_no_best(command, tiny_bert_folder, tmp_path):

@@ -6,11 +6,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cli_cases import MOODS, THINGS, labelled, lines, predictions, report
+from mlx.utils import tree_flatten
 
 from mlx_bert.__main__ import main, parse
 from mlx_bert.checkpoint import read_json, read_weights
+from mlx_bert.inference import precision
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.multihead import MultiheadClassifier
+from mlx_bert.training.trainer import Trainer
 
 
 def test_token_classification(command, tmp_path):
@@ -160,6 +163,26 @@ def test_the_resolved_options_of_a_head_run_again(command, tmp_path):
     one, two = (read_weights(tmp_path / name / "best_model/head") for name in ("one", "two"))
     assert all(np.array_equal(np.array(one[name]), np.array(two[name])) for name in one)
     assert read_json(tmp_path / "two/train_config.json") == {**saved, "output": str(tmp_path / "two")}
+
+
+@pytest.mark.parametrize("task", ["embedding", "cross_encoder", "few_shot"])
+def test_weights_that_are_trained_are_read_whole(command, tmp_path, tiny_bert_folder, monkeypatch, task):
+    """On what is taken for a GPU, too, where embedding and scoring would read them in float16."""
+    rows = [{"text": row["text"], "label": row["mood"]} for row in labelled(6)]
+    if task != "few_shot":
+        rows = [{"text": row["text"], "text_pair": row["text"], "score": 0.5} for row in rows]
+    types, update = [], Trainer.__init__
+    monkeypatch.setattr(precision, "on_gpu", lambda: True)
+
+    def spied(self, model, *args, **options):
+        types.extend(array.dtype for _, array in tree_flatten(model.parameters()))
+        update(self, model, *args, **options)
+
+    monkeypatch.setattr(Trainer, "__init__", spied)
+    data = lines(tmp_path / "d.jsonl", rows)
+    output = ("--output", tmp_path / "run", "--epochs", "1")
+    command("train", "--task", task, "--model", tiny_bert_folder, "--train", data, *output)
+    assert set(types) == {mx.float32}
 
 
 def test_embedding_from_pairs_and_from_scores(command, tmp_path):

@@ -84,7 +84,8 @@ def test_a_16_bit_folder_is_computed_in_float32_on_a_cpu(tiny_bert_folder, tmp_p
     dtypes = {None: mx.float32, "float32": mx.float32, "bfloat16": mx.bfloat16, mx.float16: mx.float16}
     for given, wanted in dtypes.items():
         model = TextPredictor.from_pretrained(tmp_path / "half", given).model
-        assert {array.dtype for _, array in tree_flatten(model.parameters())} == {wanted}
+        assert {array.dtype for _, array in tree_flatten(model.bert.parameters())} == {wanted}
+        assert {array.dtype for _, array in tree_flatten(model.head.parameters())} == {mx.float32}
 
 
 @pytest.mark.parametrize("paired", [False, True])

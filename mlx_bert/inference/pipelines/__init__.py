@@ -68,7 +68,8 @@ def pipeline(
         task: one of ``PIPELINES`` or ``ALIASES``.
         model: a folder that we fine-tuned, a checkpoint of Hugging Face's task model, or a hub id; or a model in
             memory, see :meth:`mlx_bert.inference.pipelines.base.Pipeline.of`.
-        dtype: type of the weights; None as stored, but float32 on a CPU.
+        dtype: type of the encoder's weights, ``"stored"`` for as stored. None: float16 on a GPU, float32 on a CPU; see
+            :func:`mlx_bert.inference.precision.compute_dtype`.
         revision: branch, tag or commit of a hub id.
         batch_size: a batch holds as many tokens as this many texts of 128.
         tokenizer: of a model in memory, or the folder of one; None for the one that the model brings.

@@ -90,11 +90,18 @@ class Pipeline:
         Features and similarity take any encoder's folder too, several tasks a folder of
         :class:`mlx_bert.multihead.MultiheadClassifier`.
 
+        Args:
+            source: folder or hub id.
+            dtype: type of the encoder's weights, ``"stored"`` for as stored. None: float16 on a GPU, float32 on a CPU;
+                see :func:`mlx_bert.inference.precision.compute_dtype`.
+            revision: branch, tag or commit of a hub id.
+            batch_size: as in the constructor.
+
         Raises:
             FileNotFoundError: no such model.
             ValueError: a model without a head for the task.
         """
-        pipeline = cls._load(source, compute_dtype(dtype), revision)
+        pipeline = cls._load(source, dtype, revision)
         pipeline.batch_size = batch_size
         return pipeline
 
@@ -122,10 +129,11 @@ class Pipeline:
         return self
 
     @classmethod
-    def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
+    def _load(cls, source: str | Path, dtype: str | mx.Dtype | None, revision: str | None) -> Self:
         folder = Path(source) if (Path(source) / METADATA).is_file() else ready_folder(source, revision)
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        return cls(cls._load_model(folder, dtype), Tokenizer.from_pretrained(folder), config)
+        model = cls._load_model(folder, compute_dtype(dtype, folder))
+        return cls(model, Tokenizer.from_pretrained(folder), config)
 
     @classmethod
     def _load_model(cls, folder: Path, dtype: mx.Dtype | None) -> BertWithHead | BertCore:
@@ -179,7 +187,7 @@ class Pipeline:
             values = tree_map(lambda array: array.astype(mx.float32), forward(batch, encodings))
             return {"values": values, "encodings": encodings}
 
-        settings = {"pairs": pairs, "batch_size": self.batch_size, "max_length": max_length}
+        settings = {"pairs": pairs, "batch_size": self.batch_size, "max_length": max_length, "model": self.model}
         for indices, output in run_batches(texts, tokenizer, call, **settings):
             values = tree_map(np.asarray, output["values"])
             for row, index in enumerate(indices):

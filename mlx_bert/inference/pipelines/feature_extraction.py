@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from heads.masks import zero_padding
 from mlx_bert.core import BertCore
 from mlx_bert.inference.pipelines.base import Pipeline, check_texts
 from mlx_bert.inference.pipelines.options import takes_options
@@ -52,7 +53,8 @@ class FeatureExtraction(Pipeline):
         core = self.model.bert if isinstance(self.model, BertWithHead) else self.model
 
         def forward(batch: Batch, _: Any) -> mx.array:
-            return core(*batch[:2], batch.token_type_ids, compute_pooling=False).last_hidden_state
+            states = core(*batch[:2], batch.token_type_ids, compute_pooling=False).last_hidden_state
+            return zero_padding(states, batch.attention_mask)  # whatever stands there is not asked for
 
         for values, encoding in self._run(check_texts(texts), forward, **settings):
             states = self._tokens(values, encoding)[None]

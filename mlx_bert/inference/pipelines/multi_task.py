@@ -24,6 +24,7 @@ from mlx_bert.inference.pipelines.token_classification import (
     entities_of,
     tag_scores,
 )
+from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Batch, Tokenizer
 
@@ -71,15 +72,15 @@ class MultiTask(Pipeline):
         self._unknown_id = self._special_id("unk_token")
 
     @classmethod
-    def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
+    def _load(cls, source: str | Path, dtype: str | mx.Dtype | None, revision: str | None) -> Self:
         folder = Path(source)
         if (folder / MTL_CONFIG).is_file():
             from mlx_bert.mtl import SentenceTransformerMTL  # it stands above: its own methods need this package
 
-            return cls.of(SentenceTransformerMTL.from_pretrained(folder, dtype))
+            return cls.of(SentenceTransformerMTL.from_pretrained(folder, compute_dtype(dtype, folder)))
         if not (folder / MULTIHEAD_CONFIG).is_file():
             return super()._load(source, dtype, revision)
-        model, tokenizer, saved = read_multihead(folder, dtype)
+        model, tokenizer, saved = read_multihead(folder, compute_dtype(dtype, folder))
         labels = {task: LabelMap.from_dict(names).names for task, names in saved["labels"].items()}
         return cls(model, tokenizer, labels=labels, max_length=saved["config"]["training"]["max_length"])
 

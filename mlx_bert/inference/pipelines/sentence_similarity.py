@@ -36,7 +36,7 @@ class SentenceSimilarity(Pipeline):
         self.encoder = encoder
 
     @classmethod
-    def _load(cls, source: str | Path, dtype: mx.Dtype | None, revision: str | None) -> Self:
+    def _load(cls, source: str | Path, dtype: str | mx.Dtype | None, revision: str | None) -> Self:
         return cls(SentenceEncoder.from_pretrained(source, dtype, revision))
 
     @classmethod
