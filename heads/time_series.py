@@ -137,8 +137,9 @@ class TimeSeriesRegressionHead(NormalizedTargets, _TemporalHead):
     """A forecast of F steps from the pooled states of a temporal encoder of width D / 2.
 
     `z = trend + seasonal + residual`, three linear maps of the features, with `use_temporal_features`, else one linear
-    map; `predictions = mean + std * z`, as `set_target_normalization` sets them for each step (0 and 1). Options: `temporal_encoder` "lstm", "gru" or "transformer"; `num_layers` (1); `forecast_horizon`,
-    F; `temporal_regularization` (0.1).
+    map; `predictions = mean + std * z`, as `set_target_normalization` sets them for each step (0 and 1). Options:
+    `temporal_encoder` "lstm", "gru" or "transformer"; `num_layers` (1); `forecast_horizon`, F;
+    `temporal_regularization` (0.1).
     Outputs: `logits (B, F)` = z, `predictions (B, F)`, and their parts `trend` (with the mean), `seasonal` and
     `residual (B, F)`, which add up to them.
     Loss on the normalised targets: mean squared error plus, for F > 1, `temporal_regularization` times the mean squared

@@ -122,9 +122,9 @@ class MultiheadClassifier:
 
     def train(
         self,
-        data: Mapping[str, Source] | None = None,
+        data: Mapping[str, Source | Mapping[str, Any]] | None = None,
         progress: bool = True,
-        validation: Mapping[str, Source] | None = None,
+        validation: Mapping[str, Source | Mapping[str, Any]] | None = None,
         callbacks: Sequence[Callback] = (),
         data_save_dir: str | Path | None = None,
         resume: bool = False,
@@ -136,7 +136,7 @@ class MultiheadClassifier:
 
         Args:
             data: {task: [{"text": ..., "label": ...}, ...]}; each task may have texts of its own. In place of rows
-                also a file of them.
+                also a file of them, or what an augmenter reports of it: {"path": file, "stats": ...}.
             progress: show progress bars, and at the end how each task does on the data that were set aside.
             validation: the same, to choose the best weights by; then ``val_size`` does not count.
             callbacks: told of every update and evaluation; see ``mlx_bert.training.callbacks``.

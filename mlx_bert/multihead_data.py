@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlx_bert.data.labels import LabelMap
 from mlx_bert.data.readers import Example, read_examples
@@ -16,11 +17,11 @@ TASK_FILES = (*DELIMITERS, *JSON_LINES, ".json", *PARQUET)
 Splits = dict[str, list[Example]]
 
 
-def read_task_data(data: Mapping[str, Source]) -> list[Example]:
+def read_task_data(data: Mapping[str, Source | Mapping[str, Any]]) -> list[Example]:
     """Check the texts of all tasks.
 
     Args:
-        data: {task: rows with ``text`` and ``label``, or a file of them}.
+        data: {task: rows with ``text`` and ``label``, or a file of them}; a file also as a dict with its ``path``.
 
     Returns:
         One dict per row with ``text``, ``label`` (a string) and ``task``.
@@ -33,6 +34,13 @@ def read_task_data(data: Mapping[str, Source]) -> list[Example]:
         raise ValueError("No training data provided. Give {task: [{'text': ..., 'label': ...}, ...]}.")
     examples = []
     for task, source in data.items():
+        if isinstance(source, Mapping):
+            if not isinstance(source.get("path"), str | Path):
+                raise ValueError(
+                    f"[multihead] expected rows, a file, or a dict with its path for the task {task!r} but got a dict "
+                    f"with {', '.join(map(str, source)) or 'nothing'}. Give a list of rows."
+                )
+            source = source["path"]
         try:
             read = read_examples(source if isinstance(source, str | Path) else _with_names(source))
         except (ValueError, TypeError) as error:

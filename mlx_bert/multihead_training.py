@@ -5,11 +5,14 @@ Dimensions: B batch, L tokens, D hidden size, K classes of a task.
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from heads import MultiTaskNLPHead, NLPTaskConfig, NLPTaskType
 from mlx_bert.checkpoint import read_json, write_json
@@ -19,13 +22,13 @@ from mlx_bert.data.labels import LabelMap
 from mlx_bert.data.readers import Example
 from mlx_bert.model import BertWithHead
 from mlx_bert.multihead_config import MultiheadConfig
-from mlx_bert.multihead_data import Splits, label_of
+from mlx_bert.multihead_data import Splits, data_digest, label_of
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.multi_task import MultiTaskObjective, TaskBatches
 from mlx_bert.training.run_folder import BEST_STATE
-from mlx_bert.training.setup import differences
+from mlx_bert.training.setup import describe, differences
 from mlx_bert.training.task_sampling import DifficultySampler, TaskDifficulties
 from mlx_bert.training.trainer import Trainer, TrainResult
 
@@ -197,6 +200,12 @@ def train_heads(
 def next_run(folder: Path) -> Path:
     """The first of ``run-1``, ``run-2``, ... that is not there."""
     return folder / f"run-{max(_runs(folder), default=0) + 1}"
+
+
+def added_digest(examples: Sequence[Example], model: nn.Module) -> str:
+    """What tells the runs that add a task apart: its examples, and the weights that it is added to."""
+    weights = json.dumps(describe(dict(tree_flatten(model.parameters()))))
+    return f"{data_digest(examples)} added to {zlib.crc32(weights.encode()):08x}"
 
 
 def describe_run(folder: Path, data: str, config: MultiheadConfig) -> None:

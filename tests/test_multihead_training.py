@@ -342,6 +342,58 @@ def test_a_task_that_is_added(whole, tmp_path):
         classifier.load(tmp_path / "model").analyze("train", ["size"])
 
 
+def test_what_an_augmenter_reports_is_read(whole, tiny_bert_folder, tmp_path):
+    """An AugmentResult: ``{task: {"path": ..., "stats": ...}}``."""
+    augmented = {}
+    for task, rows in DATA.items():
+        path = tmp_path / f"{task}_augmented.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        stats = {"total": len(rows), "labels": {row["label"]: 1 for row in rows}}
+        augmented[task] = {"path": str(path), "stats": stats}
+    classifier = classifier_of(tiny_bert_folder, tmp_path / "runs")
+    classifier.train(augmented, progress=False)
+    assert_same(whole, classifier)
+    mixed = {"sentiment": DATA["sentiment"], "colour": {"path": tmp_path / "colour_augmented.jsonl"}}
+    other = classifier_of(tiny_bert_folder, tmp_path / "mixed", epochs=1)
+    assert other.train(mixed, progress=False, validation=augmented).steps > 0
+    assert other.tasks == ["sentiment", "colour"]
+    with pytest.raises(FileNotFoundError, match="missing"):
+        classifier.train({"colour": {"path": str(tmp_path / "missing.jsonl"), "stats": {}}})
+    with pytest.raises(ValueError, match="a dict with its path for the task 'colour' but got a dict with stats"):
+        classifier.train({"colour": {"stats": {}}})
+    assert_same(whole, classifier)
+
+
+def test_adding_a_task_resumes_exactly(whole, tmp_path):
+    rows = [{"text": f"{word} thing {number}", "label": word} for word in ("small", "large") for number in range(9)]
+    whole.save(tmp_path / "model")
+
+    def added(name, resume=False, change=0.0, **options):
+        classifier = MultiheadClassifier().load(tmp_path / "model")
+        classifier.config.training.output_dir = str(tmp_path / name)
+        if change:
+            up = classifier.model.bert.encoder.layers[0].mlp.up
+            up.weight = up.weight + change
+        return classifier, classifier.add_task("size", rows, progress=False, resume=resume, **options)
+
+    once, wanted = added("once")
+    with pytest.raises(TrainingInterrupted):
+        added("runs", callbacks=[StopAt(4)])
+    assert [path.name for path in (tmp_path / "runs" / "run-1").glob("checkpoint_*")] == ["checkpoint_4"]
+    steps = []
+    counter = type("Counter", (Callback,), {"on_step": lambda self, trainer: steps.append(trainer.state.step)})()
+    again, result = added("runs", resume=True, callbacks=[counter])
+    assert result.output_dir == tmp_path / "runs" / "run-1"
+    assert steps[0] == 5
+    assert losses(result.history) == losses(wanted.history)
+    assert_same(once, again)
+    assert_same(once, MultiheadClassifier().load(result.output_dir / "best_model"))
+    with pytest.raises(FileExistsError, match=r"the run in .*run-1 is complete"):
+        added("runs", resume=True)
+    _, other = added("runs", resume=True, change=0.01)  # added to other weights: another run
+    assert other.output_dir == tmp_path / "runs" / "run-2"
+
+
 def test_a_task_that_is_added_after_training_is_analysed_with_the_others(tiny_bert_folder, tmp_path):
     classifier = classifier_of(tiny_bert_folder, tmp_path, epochs=1)
     classifier.train({"colour": DATA["colour"]}, progress=False)

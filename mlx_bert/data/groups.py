@@ -175,8 +175,19 @@ class GroupCollator:
 
     def __init__(self, collate: Collator) -> None:
         self.collate = collate
-        self.padding_side = collate.padding_side
-        self.texts, self.pad_texts = collate.texts, collate.pad_texts
+
+    @property
+    def padding_side(self) -> str:
+        """Where rows are padded."""
+        return self.collate.padding_side
+
+    def texts(self, example: Example) -> list[Example]:
+        """The pairs of a group, as the encoder reads them."""
+        return self.collate.texts(example)
+
+    def pad_texts(self, texts: Sequence[Example]) -> Arrays:
+        """Batch single pairs, without labels."""
+        return self.collate.pad_texts(texts)
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
         """Batch groups of :func:`tokenize_groups`, maybe with the encoder's ``hidden_states``.
