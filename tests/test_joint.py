@@ -238,7 +238,7 @@ def test_the_loss_of_a_frozen_head_does_not_count(compact, tmp_path):
 
 def test_it_learns_saves_and_loads(compact, tmp_path):
     model = compact()
-    args = {**FAST, "batch_size": 4, "output_dir": str(tmp_path), "epochs": 8}
+    args = {**FAST, "batch_size": 4, "output_dir": str(tmp_path), "epochs": 6}
     result = train_joint(model, rows(64), rows(20, seed=1), args)
     assert result.metrics["intent_accuracy"] == 1
     assert result.metrics["entity_f1"] > 0.9
