@@ -18,13 +18,15 @@ from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.sentence_modules import Pooling
 from mlx_bert.model import BertWithHead
 from mlx_bert.tokenizer import Tokenizer
-from mlx_bert.training import sentence_losses
+from mlx_bert.training import checkpoints, sentence_losses
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
+from mlx_bert.training.distributed import World
 from mlx_bert.training.hard_negatives import HardNegatives
 from mlx_bert.training.optimizers import GroupedOptimizer
 from mlx_bert.training.outcome import TrainingInterrupted
 from mlx_bert.training.sentence import SentenceEncoderTrainer
+from mlx_bert.training.step import TrainingStep
 from mlx_bert.training.trainer import Trainer
 
 STEP = 0.1  # of plain gradient descent, whose weights differ as the gradients do
@@ -103,6 +105,46 @@ def train_frozen(settings, rank):
     return found
 
 
+def stop_everywhere(settings, rank):
+    """Stop a run at each of several points and resume it; how each ended, and what calls there are to stop at.
+
+    A point is a rank, a function that it is about to call, and which time that is (from 1).
+    """
+    calls, point = {}, [None]
+
+    def counted(owner, name):
+        function = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the run listens
+                calls[name] = calls.get(name, 0) + 1
+                if point[0] == [rank, name, calls[name]]:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, call)
+
+    counted(World, "_collective")
+    counted(TrainingStep, "_part_step")
+    counted(checkpoints, "write_safetensors")
+
+    def run(name, resume=False):
+        calls.clear()
+        try:
+            build({**settings, "output": [f"{settings['output'][0]}/{name}"]}, rank).train(resume=resume)
+        except TrainingInterrupted as stopped:
+            return stopped.checkpoint.name
+        return "finished"
+
+    found = [run("whole")]
+    counts = dict(calls)
+    for number, point[0] in enumerate(settings["points"]):
+        found.append(run(number))
+        point[0] = None
+        found.append(run(number, resume=True) if found[-1] != "finished" else "finished")
+    return [found, counts]
+
+
 class Signal(Callback):
     """Sends this process SIGTERM after some updates, as a user would."""
 
@@ -128,6 +170,9 @@ def main():
         GroupedOptimizer.apply = gradient_descent
     if "runs" in settings:
         print(json.dumps(train_sentences(settings, rank)))
+        return 0
+    if "points" in settings:
+        print(json.dumps(stop_everywhere(settings, rank)))
         return 0
     if "frozen" in settings:
         print(json.dumps(train_frozen(settings, rank)))

@@ -277,6 +277,29 @@ def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings
         )
 
 
+def test_a_signal_at_any_point_stops_both_ranks_at_one_update(settings, tmp_path):
+    """Within an update of several batches, before and within collectives, while rank 0 writes and rank 1 waits."""
+    given = {**settings, "plain": False, "own_sampler": True, "dropout": 0.1}
+    # 7 batches are 4 turns, the last without one for rank 1, and 2 updates in each of 2 epochs
+    given["args"] = {**ARGS, "gradient_accumulation_steps": 2, "save_every": "epoch", "ema_decay": 0.9}
+    given |= {"output": [str(tmp_path / "runs")]}
+    # where the signal comes, and how the run ends: the ranks agree on it in the next update, if there is one
+    points = {
+        (0, "_part_step", 1): "checkpoint_2",  # in the first batch of the first update
+        (1, "_collective", 1): "checkpoint_1",  # while the weights are handed out
+        (0, "write_safetensors", 2): "checkpoint_3",  # in the checkpoint of the first epoch
+        (1, "_part_step", 6): "finished",  # in the last update
+    }
+    (found, code, _), (second, other_code, _) = run_ranks(tmp_path, {**given, "points": [*points]})
+    assert (code, other_code) == (0, 0)
+    ends = ["finished", *(end for stopped in points.values() for end in (stopped, "finished"))]
+    assert found[0] == second[0] == ends
+    assert (found[1]["_part_step"], second[1]["_part_step"]) == (8, 6)
+    for number in range(len(points)):
+        for model in ("final_model", "best_model"):
+            assert_close(weights(tmp_path / "runs/whole" / model), weights(tmp_path / f"runs/{number}" / model), 0)
+
+
 def test_ranks_that_differ_or_fail_end_together(settings, tmp_path):
     changed = [*settings["data"][0][:-1], {"text": "the dog", "labels": 0}]
     differing = {**settings, "data": [settings["data"][0], changed], "output": [str(tmp_path / "a")]}
