@@ -29,6 +29,7 @@ from mlx_bert import graphs, heap
 from mlx_bert.encoders import cpu, modernbert
 from mlx_bert.inference import batching
 from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.inference.precision import on_gpu
 from mlx_bert.tokenizer import Batch
 
 CLOSE = 0.9999  # least cosine between two engines' embeddings of a text
@@ -83,7 +84,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folder = find_model(args.model)
         if args.architecture:
             folder = random_folder(args.architecture, stack.enter_context(tempfile.TemporaryDirectory()))
-        encoder = SentenceEncoder.from_pretrained(folder, dtype=args.dtype)
+        # On a GPU the others compute in the type that is stored.
+        encoder = SentenceEncoder.from_pretrained(folder, dtype=args.dtype or ("stored" if on_gpu() else None))
         if args.shape:
             inputs: list[Any] = token_rows(encoder, *args.shape)
             engines = engines_of(encoder, lambda: fixed(encoder, inputs))
