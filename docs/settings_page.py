@@ -32,8 +32,8 @@ Made by `python docs/settings_page.py` from the declarations of the settings: ch
 
 ## Every run
 
-`TrainingArgs` in `mlx_bert.training.args`. On the command line they are options of `mlx-bert train`, in the file of
-`--config` keys of the same name. Options of the type bool have an opposite, `--no-...`.
+`TrainingArgs` in `mlx_bert.training.args`. On the command line they are options of `mlx-bert train`; in the file of
+`--config` the same without the dashes in front. Options of the type bool have an opposite, `--no-...`.
 """
 RECIPES_TEXT = """## Recipes
 
