@@ -31,7 +31,8 @@ from mlx_bert.tokenizer import Batch, Tokenizer
 
 TOKENS_PER_TEXT = 128  # one of batch_size texts is taken to be this long: the budget is batch_size times it
 CPU_BUDGET = 1024  # tokens of a batch on a CPU: what it computes with stays in the caches, and the cores end together
-WINDOW_BATCHES = 16  # batches tokenised at a time; a larger window pads less, a smaller one starts sooner
+WINDOW_BATCHES = 16  # batches tokenised at a time, at most: a larger window pads less
+FIRST_BATCHES = 2  # of the first window, which nothing is computed beside; each has twice as many as the one before
 BUCKET = 8  # rows are padded to a multiple of this many tokens
 GPU_BUCKET = 32  # the same on a GPU: fewer shapes, whose compiled graphs (mlx_bert/graphs.py) come again
 MAX_STREAMS = 8  # each has a batch in memory
@@ -264,7 +265,7 @@ def run_batches(
         mx.async_eval([_arrays(output) for output in outputs])  # with each one's check
         return outputs
 
-    windows = list(_windows(order, size, budget * WINDOW_BATCHES))
+    windows = list(_windows(order, size, budget))
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
         pool = stack.enter_context(ThreadPoolExecutor(1)) if len(windows) > 1 else None
@@ -290,15 +291,15 @@ def run_batches(
 
 
 def _windows(order: list[int], size: list[int], token_budget: int) -> Iterator[list[int]]:
-    """Cut sorted texts so that a window has about ``token_budget`` tokens, taken as four characters each."""
+    """Cut sorted texts into windows of so many batches of ``token_budget`` tokens, taken as four characters each."""
     window: list[int] = []
-    tokens = 0
+    tokens, batches = 0, FIRST_BATCHES
     for index in order:
         window.append(index)
         tokens += size[index] // 4 + 2
-        if tokens >= token_budget:
+        if tokens >= token_budget * batches:
             yield window
-            window, tokens = [], 0
+            window, tokens, batches = [], 0, min(2 * batches, WINDOW_BATCHES)
     if window:
         yield window
 
@@ -309,8 +310,8 @@ def _arrays(output: Any) -> list[mx.array]:
 
 def _is_finite(output: Any) -> mx.array:
     """Whether all floating numbers are finite: one boolean, which is evaluated with them."""
-    floating = [array for array in _arrays(output) if mx.issubdtype(array.dtype, mx.floating)]
-    return mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in floating])) if floating else mx.array(True)
+    floating = [array.reshape(-1) for array in _arrays(output) if mx.issubdtype(array.dtype, mx.floating)]
+    return mx.all(mx.isfinite(mx.concatenate(floating))) if floating else mx.array(True)
 
 
 def _not_finite(model: nn.Module | None) -> ValueError:

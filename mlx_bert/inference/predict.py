@@ -155,9 +155,8 @@ class TextPredictor:
         progress: Any,
     ) -> list[dict[str, Any]]:
         if self.pipeline is not None:
-            self.pipeline.batch_size = batch_size
             rows = []
-            for row in self._by_pipeline(texts, pairs, max_length, top_k):
+            for row in self._by_pipeline(texts, pairs, batch_size, max_length, top_k):
                 rows.append(row)
                 if progress is not None:
                     progress.update(1)
@@ -180,10 +179,10 @@ class TextPredictor:
         return results
 
     def _by_pipeline(
-        self, texts: Sequence[str], pairs: Sequence[Any] | None, max_length: int | None, top_k: int
+        self, texts: Sequence[str], pairs: Sequence[Any] | None, batch_size: int, max_length: int | None, top_k: int
     ) -> Iterator[dict[str, Any]]:
         """Rows of the heads that a pipeline reads."""
-        pipe, kind = self.pipeline, str(self.model.head.head_type)
+        pipe, kind = partial(self.pipeline, batch_size=batch_size), str(self.model.head.head_type)
         asks = {"question_answering": "context", "multiple_choice": "choices"}.get(kind)
         if (asks is None) != (pairs is None) or (pairs is not None and len(pairs) != len(texts)):
             wanted = f"the {asks} of each of {len(texts)} questions" if asks else "texts without pairs"
@@ -196,18 +195,18 @@ class TextPredictor:
         items: Any = iter(texts)
         if asks is not None:
             items = ({"question": text, asks: pair} for text, pair in zip(texts, pairs or (), strict=True))
-        if isinstance(pipe, QuestionAnswering):
+        if isinstance(self.pipeline, QuestionAnswering):
             for found in pipe(items, top_k=top_k, max_seq_len=max_length):
                 answers = found if isinstance(found, list) else [found]
                 more = {"answers": answers} if top_k > 1 else {}
                 place = {"start": answers[0]["start"], "end": answers[0]["end"]}
                 yield {"answer": answers[0]["answer"], "confidence": answers[0]["score"], **place, **more}
-        elif isinstance(pipe, MultipleChoice):
+        elif isinstance(self.pipeline, MultipleChoice):
             for found in pipe(items, top_k=top_k, max_length=max_length):
                 best = {"choice": found[0]["choice"], "index": found[0]["index"], "confidence": found[0]["score"]}
                 scores = {each["choice"]: each["score"] for each in found}
                 yield best | ({"scores": scores} if top_k > 1 else {})
-        elif isinstance(pipe, MultiTask):
+        elif isinstance(self.pipeline, MultiTask):
             for found in pipe(items, top_k=top_k, max_length=max_length):
                 yield {"tasks": found}
         else:

@@ -19,6 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_bert.data.collate import Arrays
 from mlx_bert.data.readers import Example
@@ -90,6 +91,12 @@ class Trainer:
         collate = collate or default_collator(model, tokenizer, exact=not compiles(args))
         needs_labels = getattr(self.objective, "needs_labels", True)
         self.feed = Feed(args, train_examples, eval_examples, tokenizer, collate, sampler, needs_labels, self.world)
+        types = {str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(model.parameters())}
+        if (half := sorted(types & {"float16", "bfloat16"})) and self.world.is_main:
+            logger.warning(
+                "[train] the weights come in %s, and training begins from what that type holds. If the file has more "
+                'digits, load them with dtype="float32".', half[0],
+            )  # fmt: skip
         self.model.set_dtype(mx.float32)
         self.adapters = config_from_args(args)
         if self.adapters is not None:

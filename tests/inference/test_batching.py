@@ -96,6 +96,13 @@ def test_windows_give_every_text_once(encoder):
         assert seen[i][: len(expected)].tolist() == expected
 
 
+def test_the_first_window_is_small():
+    """Nothing is computed while it is tokenised. 400 characters are about 102 tokens."""
+    windows = list(batching._windows(list(range(1000)), [400] * 1000, 1024))
+    assert [len(window) for window in windows[:6]] == [21, 41, 81, 161, 161, 161]
+    assert [index for window in windows for index in window] == list(range(1000))
+
+
 def test_cache_limit_is_put_back():
     before = mx.set_cache_limit(123_456_789)
     try:

@@ -97,6 +97,16 @@ def _head_update(toy, batch, **settings):
     return {**weights(model), **{f"average {name}": np.array(array) for name, array in step.average.items()}}
 
 
+def test_half_precision_to_begin_with_is_said(toy, tmp_path, caplog):
+    for dtype, told in ((mx.float32, ""), (mx.float16, "the weights come in float16")):
+        model = toy.model()
+        model.set_dtype(dtype)
+        Trainer(model, arguments(tmp_path), toy.examples(4), tokenizer=toy.tokenizer)
+        assert told in caplog.text
+        assert bool(told) == bool(caplog.text)
+        assert {array.dtype for _, array in tree_flatten(model.parameters())} == {mx.float32}
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(toy):
     collate = Collator(toy.tokenizer.pad_id)
     batch = collate(tokenize_examples(toy.examples(8), toy.tokenizer))
@@ -332,12 +342,15 @@ def test_cached_encoder_outputs_train_the_same_head(toy, tmp_path):
 
 
 def test_nothing_is_cached_above_the_limit(toy, tmp_path):
-    args = arguments(tmp_path / "run", freeze="backbone", cache_limit_mb=1, epochs=1, save_every="no", max_length=4)
-    examples = toy.examples(3) * 800  # 2400 texts of 4 tokens and 32 floats: 1.2 MB
-    trainer = Trainer(toy.model(), args, examples, tokenizer=toy.tokenizer)
-    apply_freeze(trainer.model, "backbone")
-    trainer.feed.cache(trainer.model.bert)
-    assert not trainer.feed.is_cached
+    args = arguments(tmp_path / "run", freeze="backbone", cache_limit_mb=1, epochs=1, save_every="no")
+    for different in (2400, 3):  # texts of 4 tokens and 32 floats: 1.2 MB, or 2 kB
+        numbers = [number % different for number in range(2400)]
+        ids = [np.array([2, 4 + number % 20, 4 + number // 20 % 20, 4 + number // 400]) for number in numbers]
+        examples = [{"input_ids": row, "labels": row[1] % 3} for row in ids]
+        trainer = Trainer(toy.model(), args, examples, tokenizer=toy.tokenizer)
+        apply_freeze(trainer.model, "backbone")
+        trainer.feed.cache(trainer.model.bert)
+        assert trainer.feed.is_cached == (different == 3)
 
 
 def test_moving_average_is_what_is_evaluated_and_saved(toy, tmp_path):
