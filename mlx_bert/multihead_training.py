@@ -159,7 +159,9 @@ def train_heads(
     Raises:
         ValueError: tasks to be drawn by how hard they are, without validation examples.
     """
-    is_dynamic = config.task_sampling == "dynamic"
+    alone = len({example["task"] for example in splits["train"]}) == 1
+    sampling = "proportional" if alone else config.task_sampling
+    is_dynamic = sampling == "dynamic"
     if is_dynamic and not splits["validation"]:
         raise ValueError(
             "[multihead] expected validation data with task_sampling 'dynamic' but got none. Give some, or val_size."
@@ -179,7 +181,7 @@ def train_heads(
     sampler: Any = (
         DifficultySampler([row["labels"] for row in train], lengths, args.batch_size, args.seed, difficulties)
         if is_dynamic
-        else TaskBatches(tasks, lengths, args.batch_size, config.task_sampling, args.seed)
+        else TaskBatches(tasks, lengths, args.batch_size, sampling, args.seed)
     )
     trainer = Trainer(
         model,

@@ -283,6 +283,9 @@ def test_harder_tasks_are_drawn_more_often():
     assert share(2.0, 1) == pytest.approx(0.75, abs=0.06)
     assert sampler(2.0).probabilities(1) == pytest.approx({"easy": 0.25, "hard": 0.75})
     assert len(sampler(1.0)) == len(sampler(1.0).batches(1)) == 25
+    known[1] = {"easy": 0.3}  # the other has no validation examples
+    assert sampler(1.0).probabilities(1) == pytest.approx({"easy": 0.5, "hard": 0.5})
+    assert 0.4 < share(1.0, 1) < 0.6
 
 
 @pytest.mark.parametrize(("sampling", "quotas"), [("sqrt", {"a": 40, "b": 20}), ("equal", {"a": 40, "b": 40})])

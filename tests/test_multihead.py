@@ -300,6 +300,9 @@ def test_drawing_hard_tasks_needs_validation(tiny_bert_folder, tmp_path):
     training = {"model_name": str(tiny_bert_folder), "output_dir": str(tmp_path), "val_size": 0.0}
     with pytest.raises(ValueError, match="expected validation data with task_sampling 'dynamic'"):
         MultiheadClassifier({"training": training, "task_sampling": "dynamic"}).train(DATA, progress=False)
+    one = MultiheadClassifier({"training": {**training, "epochs": 1}, "task_sampling": "dynamic"})
+    one.train({"colour": DATA["colour"]}, progress=False)  # there is nothing to choose from
+    assert one.is_trained
 
 
 def test_weights_of_an_unknown_task():

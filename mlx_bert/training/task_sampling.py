@@ -43,7 +43,8 @@ class DifficultySampler:
         labels: {task: id or -100} of each example.
         lengths: its tokens.
         batch_size, seed: as for :class:`LengthBucketSampler`.
-        difficulties: epoch -> {task: difficulty so far}; empty before the first evaluation.
+        difficulties: epoch -> {task: difficulty so far}; empty before the first evaluation. A task that it does not
+            name, without validation examples, counts as the mean of the others.
         temperature: above 1 nearer to equal shares, below 1 farther from them.
     """
 
@@ -72,9 +73,12 @@ class DifficultySampler:
     def probabilities(self, epoch: int) -> dict[str, float]:
         """The share of each task in an epoch; empty when nothing is known yet."""
         known = self.difficulties(epoch)
-        tasks = [task for task in self._present if task in known]
-        raised = np.array([max(known[task], 1e-6) ** (1 / self.temperature) for task in tasks])
-        return {task: float(share) for task, share in zip(tasks, raised / raised.sum(), strict=True)}
+        if not known:
+            return {}
+        usual = sum(known.values()) / len(known)
+        hard = [max(known.get(task, usual), 1e-6) for task in self._present]
+        raised = np.array(hard) ** (1 / self.temperature)
+        return {task: float(share) for task, share in zip(self._present, raised / raised.sum(), strict=True)}
 
     def batches(self, epoch: int = 0) -> list[BatchIndices]:
         """The batches of an epoch, in order."""
