@@ -185,6 +185,11 @@ class Tokenizer:
             longest = max(questions, default=0)
             if not 0 <= stride < room - longest:
                 beside = f" beside question {questions.index(longest)}, which has {longest}" if questions else ""
+                if room <= longest:
+                    raise ValueError(
+                        f"[tokenizer] expected room for text in a window of {max_length} tokens but got none{beside}. "
+                        "Raise max_length, or shorten the question."
+                    )
                 raise ValueError(
                     f"[tokenizer] expected a stride from 0 to {room - longest - 1} but got {stride}: a window of "
                     f"{max_length} tokens has room for {room - longest} of the text{beside}. Lower the stride, raise "

@@ -26,9 +26,20 @@ def vector_predict(folder: str, args: argparse.Namespace) -> tuple[str, Any]:
         if not args.input:
             raise ValueError("[predict] expected --input with queries and documents to rank but got none. Give a file.")
         return "ranking", partial(_ranked, model, tokenizer, args)
-    if args.pair_column:
+    if args.pair_column or (str(model.head.head_type) == "text_similarity" and _has_pairs(args)):
         return "scored_pair", partial(_similar, model, tokenizer, args)
     return "text", partial(_embedded, model, tokenizer, args)
+
+
+def _has_pairs(args: argparse.Namespace) -> bool:
+    """Whether the input has a column of second texts, as the data that the head learnt from."""
+    from mlx_bert.cli.predict import is_data
+    from mlx_bert.data.kinds import SECOND
+    from mlx_bert.data.sources import scan_rows
+
+    if not args.input or not is_data(args.input):
+        return False
+    return bool({*SECOND.columns} & {*scan_rows(args.input).columns()}) or "text_pair" in (args.columns or {})
 
 
 def _embedded(model: Any, tokenizer: Any, args: argparse.Namespace, rows: list[Row]) -> list[Row]:

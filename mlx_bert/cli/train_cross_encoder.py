@@ -23,7 +23,7 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     rows, held_out = held_out_rows(read_texts(args.train, kind, args), args, kind, settings.seed)
     names = None
     if loss == "ce":
-        names = LabelMap.from_labels([row["label"] for row in rows])
+        names = LabelMap.from_labels([row["label"] for row in (rows if args.eval else [*rows, *held_out])])
         if len(names) < 2:
             raise ValueError(f"[train] expected at least 2 classes in {args.train} but got {list(names.names)}.")
     mx.random.seed(settings.seed)

@@ -46,12 +46,14 @@ def train(args: argparse.Namespace, settings: Any) -> int:
     if args.largest_score != 1 and kind != "scored_pair":
         raise ValueError("[train] expected --largest-score with pairs that have a score. Leave it out.")
     rows, held_out, where = read_parts(args, kind, settings.seed)
-    names = _names(args, head, kind, [*rows, *held_out] if head in EMBEDDERS else rows, base)
+    # of a part set aside too, which may have the one example of a label; a file for --eval is checked against --train
+    named = rows if args.eval and head not in EMBEDDERS else type(rows)([*rows, *held_out], rows.classes)
+    names = _names(args, head, kind, named, base)
     labels = None if names is None else LabelMap(tuple(names))
     tokenizer = Tokenizer.from_pretrained(_encoder_folder(folder))
     crf = args.crf if base is None else bool(base.head.config.extra.get("use_crf"))
     examples = training_examples(kind, rows, labels, tokenizer, args, settings.max_length, crf, args.train)
-    measured = measured_examples(kind, held_out, labels, tokenizer, args, settings.max_length, str(args.eval))
+    measured = measured_examples(kind, held_out, labels, tokenizer, args, settings.max_length, args.eval or args.train)
     model = base or _new_model(args, head, kind, labels, examples)
     if held_out and settings.metric is None:
         tagged = any(name.startswith(("B-", "I-")) for name in names or ())

@@ -65,6 +65,25 @@ def test_hierarchical_labels(command, tmp_path):
     assert "unknown label 'house'" in command(*base, *option, "--train", strange, code=2)
 
 
+def test_rare_labels_may_be_in_the_part_set_aside(command, tmp_path):
+    names = [f"rare{n}" for n in range(12)]
+    tags = lines(tmp_path / "t.jsonl", [{"tokens": ["the", "dog"], "tags": ["O", f"B-{name}"]} for name in names])
+    several = [{"text": "the dog", "label": ["often", name]} for name in names]
+    pairs = [{"text": "the dog", "text_pair": "a cat", "label": name} for name in names]
+    options = ("--epochs", "1", "--eval-size", "0.5", "--train")
+    command("train", "--task", "token_classification", *options, tags, "--output", tmp_path / "one")
+    assert read_json(tmp_path / "one/train_config.json")["labels"] == ["O", *sorted(f"B-{name}" for name in names)]
+    data = lines(tmp_path / "m.jsonl", several)
+    command("train", "--task", "multilabel_classification", *options, data, "--output", tmp_path / "two")
+    assert read_json(tmp_path / "two/train_config.json")["labels"] == ["often", *sorted(names)]
+    data = lines(tmp_path / "p.jsonl", pairs)
+    command("train", "--task", "cross_encoder", *options, data, "--output", tmp_path / "three")
+    assert set(report(command, tmp_path / "three", data)["classes"]) == set(names)
+    unknown = lines(tmp_path / "u.jsonl", several[:1])
+    given = (*options, lines(tmp_path / "n.jsonl", several[1:]), "--eval", unknown, "--output", tmp_path / "x")
+    assert "u.jsonl has 1 bad row" in command("train", "--task", "multilabel_classification", *given, code=2)
+
+
 def test_a_forecast(command, tmp_path):
     rows = [{"text": row["text"], "label": [float(n % 3), -float(n % 3)]} for n, row in enumerate(labelled(24))]
     data, output = lines(tmp_path / "d.jsonl", rows), tmp_path / "run"
@@ -128,6 +147,8 @@ def test_similarity_of_pairs(command, tmp_path):
     same = [row["score"] for row, given in zip(found, rows, strict=True) if given["score"]]
     other = [row["score"] for row, given in zip(found, rows, strict=True) if not given["score"]]
     assert np.mean(same) > np.mean(other)
+    renamed = [{"sentence1": row["text"], "sentence2": row["text_pair"]} for row in rows]
+    assert predictions(command, output, "--input", lines(tmp_path / "s.jsonl", renamed)) == found
     assert len(predictions(command, output, "the dog")[0]["embedding"]) == 32  # the encoder's width
     assert runs_again(output, tmp_path / "two")
     assert "expected --largest-score with pairs" in command(
