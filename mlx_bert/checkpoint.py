@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import struct
@@ -160,6 +161,15 @@ def write_json(path: Path | str, data: Any) -> None:
     with new_file(Path(path)) as file:
         json.dump(data, file, indent=2, ensure_ascii=False)
         file.write("\n")
+
+
+def finite_or_null(data: Any) -> Any:
+    """A copy for every reader of JSON: floats that are not finite, which JSON does not have, are None."""
+    if isinstance(data, Mapping):
+        return {key: finite_or_null(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite_or_null(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------

@@ -204,8 +204,15 @@ class Tokenizer:
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
     ) -> tuple[list, int | None]:
         """Checked inputs as the library takes them, and the bound in tokens that holds."""
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str) or isinstance(pairs, str):
             raise ValueError("[tokenizer] expected a list of strings. Wrap a single text in a list.")
+        texts, pairs = list(texts), None if pairs is None else list(pairs)
+        for name, given in (("texts", texts), ("pairs", pairs or ())):
+            if wrong := [place for place, text in enumerate(given) if not isinstance(text, str)]:
+                raise ValueError(
+                    f"[tokenizer] expected a list of strings but {name}[{wrong[0]}] is {given[wrong[0]]!r:.80}. Remove "
+                    "it, or make it a text."
+                )
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"[tokenizer] expected {len(texts)} pairs but got {len(pairs)}. Give one for each text.")
         max_length = max_length or self.max_length
@@ -216,7 +223,7 @@ class Tokenizer:
             raise ValueError(
                 f"[tokenizer] expected max_length above {room}, the number of special tokens, but got {max_length}."
             )
-        return (list(texts) if pairs is None else list(zip(texts, pairs, strict=True))), max_length
+        return (texts if pairs is None else list(zip(texts, pairs, strict=True))), max_length
 
     def _truncate(self, max_length: int | None, stride: int = 0, strategy: str = "longest_first") -> None:
         """Set the library's truncation, whose state all threads share: hold the lock."""

@@ -13,6 +13,7 @@ from mlx_bert.checkpoint import (
     INDEX,
     TensorEntry,
     entries_of,
+    finite_or_null,
     float_dtype,
     load_strict,
     new_file,
@@ -173,6 +174,11 @@ def test_broken_json(tmp_path, text, message):
         read_json(tmp_path / "config.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_json(tmp_path / "other.json")
+
+
+def test_floats_that_json_has_not_become_null():
+    data = {"r2": float("-inf"), "list": [float("nan"), 1.5, "x"], "n": None, "pair": (1, True)}
+    assert finite_or_null(data) == {"r2": None, "list": [None, 1.5, "x"], "n": None, "pair": [1, True]}
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -111,11 +111,21 @@ def test_saving_and_loading(tokenizer, tmp_path):
     assert Tokenizer.from_pretrained(tmp_path / "fresh").fast.truncation is None
 
 
+def test_any_iterable_of_texts(tokenizer):
+    wanted = [encoding.ids for encoding in tokenizer.encode(TEXTS, TEXTS[::-1])]
+    given = tokenizer.encode((text for text in TEXTS), np.array(TEXTS[::-1]))
+    assert [encoding.ids for encoding in given] == wanted
+
+
 def test_clear_errors(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="expected a list of strings"):
         tokenizer("one text")
     with pytest.raises(ValueError, match="expected a list of strings"):
         tokenizer(["one", 2])
+    with pytest.raises(ValueError, match=r"a list of strings but texts\[1\] is None"):
+        tokenizer(["one", None])
+    with pytest.raises(ValueError, match=r"a list of strings but pairs\[0\] is None"):
+        tokenizer(["one"], [None])
     with pytest.raises(ValueError, match="expected 2 pairs but got 1"):
         tokenizer(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="expected max_length above 2"):

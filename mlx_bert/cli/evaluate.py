@@ -84,7 +84,9 @@ def main(args: argparse.Namespace) -> int:
     if args.plot:
         _plot(report, args.plot)
     if args.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        from mlx_bert.checkpoint import finite_or_null
+
+        print(json.dumps(finite_or_null(report), indent=2, ensure_ascii=False))
     else:
         print_report(report)
     return 0

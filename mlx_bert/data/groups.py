@@ -13,6 +13,7 @@ import numpy as np
 
 from mlx_bert.data.collate import IGNORE_INDEX, TEXT_KEYS, Arrays, Collator, texts_of
 from mlx_bert.data.readers import Example
+from mlx_bert.data.sources import records
 from mlx_bert.tokenizer import Tokenizer
 
 POSITIVES, NEGATIVES = ("positives", "positive", "pos"), ("negatives", "negative", "neg")
@@ -48,6 +49,7 @@ def as_groups(rows: Sequence[Example], where: str = "rows") -> list[Group]:
     Raises:
         ValueError: no rows, a row in none of the forms, or not one label for each document.
     """
+    rows = records(rows)
     if not rows:
         raise ValueError(f"[groups] expected at least one row in {where} but got none. Check the data.")
     groups = []

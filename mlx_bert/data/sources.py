@@ -104,7 +104,7 @@ def read_rows(source: Source) -> Table:
         source: a file by its ending (``.csv`` and ``.tsv`` with a header line, ``.jsonl``, ``.ndjson``, ``.json``,
             ``.conll``, ``.bio``, ``.iob``, ``.parquet``), text in UTF-8; a folder that ``datasets`` saved or can load;
             ``hub:NAME[:CONFIG]`` for a data set of the Hugging Face hub; a folder or hub name may end in ``@SPLIT``;
-            a ``Dataset`` or ``DatasetDict``; or dicts.
+            a ``Dataset`` or ``DatasetDict``; a data frame; or dicts.
 
     Raises:
         FileNotFoundError: no such file.
@@ -120,7 +120,7 @@ def scan_rows(source: Source) -> Scan:
     if not isinstance(source, (str, Path)):
         if _is_dataset(source):
             return _scan_dataset(source, None, "the data set in memory")
-        items = list(source)
+        items = records(source)
         return Scan(lambda: map(_memory_row, count(1), items), "the data in memory", "example", {})
     path = Path(source)
     if path.is_file():
@@ -135,6 +135,23 @@ def scan_rows(source: Source) -> Scan:
         f"[data] {source} does not exist. Give a file ({', '.join(FILES)}), a folder saved with datasets, or "
         f"{HUB}NAME[:CONFIG][@SPLIT] for a data set of the hub."
     )
+
+
+def records(data: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The rows of data in memory: dicts, a data set, or a data frame of pandas or polars.
+
+    Raises:
+        ValueError: a path, or a dict of columns.
+    """
+    if isinstance(data, (str, Path, Mapping)):
+        given = f"a dict of {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(str(data))
+        raise ValueError(
+            f"[data] expected examples, a dict each, but got {given}. Read a file with "
+            "mlx_bert.data.readers.read_examples; make a row of each example."
+        )
+    if hasattr(data, "to_dicts"):  # polars
+        return data.to_dicts()
+    return data.to_dict("records") if hasattr(data, "iterrows") else list(data)
 
 
 def split_of(source: str) -> tuple[str, str | None]:

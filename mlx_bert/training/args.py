@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import numbers
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -127,6 +129,10 @@ class TrainingArgs:
     def __post_init__(self) -> None:
         for name, kinds in ((f.name, _kinds(type(self), f.name)) for f in dataclasses.fields(self)):
             value = getattr(self, name)
+            if isinstance(value, os.PathLike) and str in kinds:
+                value = os.fspath(value)
+            elif isinstance(value, numbers.Real) and not isinstance(value, (int, float)):  # numpy's
+                value = int(value) if isinstance(value, numbers.Integral) else float(value)
             if (
                 name in ("freeze", "eval_every", "save_every")
                 and isinstance(value, int)

@@ -13,6 +13,7 @@ import numpy as np
 from mlx_bert.data.collate import Arrays, Collator, token_count, tokenize_examples
 from mlx_bert.data.readers import Example
 from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler, balanced_weights
+from mlx_bert.data.sources import records
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.distributed import RankShares, World
@@ -92,7 +93,7 @@ class Feed:
 
     def prepare(self, examples: Sequence[Example], name: str) -> list[Example]:
         """Check and tokenise examples."""
-        examples = list(examples)
+        examples = records(examples)
         if not examples:
             raise ValueError(f"[Trainer] expected at least one example in {name} but got none. Check the data.")
         if any("input_ids" not in example for example in examples):

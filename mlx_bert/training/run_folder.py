@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_bert.checkpoint import WEIGHTS, entries_of, new_folder, write_json, write_safetensors
+from mlx_bert.checkpoint import WEIGHTS, entries_of, finite_or_null, new_folder, write_json, write_safetensors
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.averaging import average_checkpoints
@@ -103,7 +103,7 @@ class RunFolder:
 
     def write_history(self, state: TrainState) -> None:
         """Write the records of the run so far."""
-        self.write_json(self.history_file, state.history)
+        self.write_json(self.history_file, finite_or_null(state.history))
 
     def load_checkpoint(self, path: Path) -> Checkpoint:
         """Read a checkpoint and check that it belongs to this run; see :func:`checkpoints.load_checkpoint`."""

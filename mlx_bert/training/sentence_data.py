@@ -12,6 +12,7 @@ import numpy as np
 
 from mlx_bert.data.collate import Arrays, PartsCollator, stack_labels
 from mlx_bert.data.readers import Example
+from mlx_bert.data.sources import records
 from mlx_bert.tokenizer import Tokenizer
 
 LABELS = ("label", "labels", "score", "scores")
@@ -56,7 +57,7 @@ def sentence_examples(
     Raises:
         ValueError: no rows, rows of different columns, something that is not text, or a prompt for an unknown column.
     """
-    rows = list(rows)
+    rows = records(rows)
     if not rows:
         raise ValueError(f"[sentence data] expected at least one example in {name} but got none. Check the data.")
     texts = [texts_of(row) for row in rows]

@@ -146,6 +146,18 @@ def test_other_kinds_of_heads(tiny_bert_folder, tmp_path, capsys, head, labels, 
     assert set(json.loads(capsys.readouterr().out)) == {"text", *keys}
 
 
+def test_metrics_without_a_value_are_null_for_every_reader_of_json(tiny_bert_folder, tmp_path, capsys):
+    data = [{"text": row["text"], "label": 1.5} for row in rows(8)]
+    path, output = write_csv(tmp_path / "d.csv", data), tmp_path / "run"
+    arguments = ["train", "--model", str(tiny_bert_folder), "--train", str(path), "--eval", str(path)]
+    assert main([*arguments, "--head", "regression", "--output", str(output), *FAST]) == 0
+    history = json.loads((output / "history.json").read_text(), parse_constant=pytest.fail)
+    assert history["epochs"][-1]["eval_r2"] is None  # targets without a spread
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(output), "--data", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["metrics"]["r2"] is None
+
+
 def test_options_from_a_file(tiny_bert_folder, data, tmp_path, capsys):
     config = tmp_path / "run.toml"
     config.write_text(

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_bert.data.analysis import analyze_dataset
 from mlx_bert.data.readers import read_examples, read_kind
-from mlx_bert.data.sources import read_rows, read_table
+from mlx_bert.data.sources import read_rows, read_table, records
 
 ROWS = [{"text": "a b", "label": "yes"}, {"text": "c", "label": "no"}]
 
@@ -148,6 +148,19 @@ def test_nested_squad(tmp_path):
         "id": "x",
     }  # fmt: skip
     assert examples[1]["answers"] == {"text": [], "answer_start": []}
+
+
+def test_data_frames_and_what_is_no_list_of_rows():
+    import pandas
+
+    assert read_table(pandas.DataFrame(ROWS)) == ROWS
+    assert read_examples(pandas.DataFrame(ROWS))[1]["label"] == "no"
+    assert records(row for row in ROWS) == ROWS
+    assert records(type("PolarsFrame", (), {"to_dicts": lambda self: ROWS})()) == ROWS
+    with pytest.raises(ValueError, match=r"expected examples, a dict each, but got 'a.csv'. Read a file with"):
+        records("a.csv")
+    with pytest.raises(ValueError, match="but got a dict of text, label"):
+        records({"text": ["a"], "label": [1]})
 
 
 def test_what_cannot_be_read(tmp_path):

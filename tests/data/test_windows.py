@@ -57,7 +57,7 @@ def test_windows_need_room(tokenizer):
         tokenizer.encode_windows([TEXT], max_length=8, stride=6)
     with pytest.raises(ValueError, match="beside question 1, which has 8"):
         tokenizer.encode_windows(["the", "the dog is good and the cat is"], [TEXT, TEXT], max_length=14, stride=4)
-    with pytest.raises(ValueError, match="window of 14 tokens but got none beside question 0, which has 14. Raise"):
+    with pytest.raises(ValueError, match=r"window of 14 tokens but got none beside question 0, which has 14. Raise"):
         tokenizer.encode_windows(["the dog " * 7], [TEXT], max_length=14, stride=4)
     with pytest.raises(ValueError, match="stride from 0"):
         tokenizer.encode_windows([TEXT], max_length=8, stride=-1)

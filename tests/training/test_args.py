@@ -1,6 +1,9 @@
 import argparse
 import dataclasses
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlx_bert.training.args import TrainingArgs, add_arguments, given_arguments
@@ -35,6 +38,16 @@ def test_round_trip_through_a_dict():
     assert TrainingArgs.from_dict(args.to_dict()) == args
     with pytest.raises(ValueError, match=r"unknown settings epoch\. Known: output_dir, epochs"):
         TrainingArgs.from_dict({"epoch": 3})
+
+
+def test_paths_and_numbers_of_numpy():
+    args = TrainingArgs(
+        output_dir=Path("runs/a"), epochs=np.int64(3), learning_rate=np.float32(0.5), freeze=np.int32(2)
+    )
+    assert args == TrainingArgs(output_dir="runs/a", epochs=3, learning_rate=0.5, freeze="2")
+    assert json.loads(json.dumps(args.to_dict())) == args.to_dict()
+    with pytest.raises(ValueError, match="expected epochs to be int but got 2.5"):
+        TrainingArgs(epochs=np.float32(2.5))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,16 @@ def test_padding_to_few_lengths_where_the_update_is_compiled(toy, tmp_path, comp
     assert batch["input_ids"].shape == (2, length)
 
 
+def test_data_frames_are_examples(toy, tmp_path):
+    import pandas
+
+    examples = [{"input_ids": [5, 6], "labels": label} for label in (0, 1)]
+    args = TrainingArgs(output_dir=tmp_path, progress=False)
+    assert Trainer(toy.model(), args, pandas.DataFrame(examples), iter(examples)).feed.train == examples
+    with pytest.raises(ValueError, match=r"expected examples, a dict each, but got 'train.csv'"):
+        Trainer(toy.model(), args, "train.csv")
+
+
 def test_sampling_is_not_given_beside_a_sampler(toy, tmp_path):
     examples = [{"input_ids": [5, 6], "labels": label} for label in (0, 1)]
     args = TrainingArgs(output_dir=str(tmp_path), sampling="class_balanced", progress=False)
