@@ -46,7 +46,7 @@ def test_paths_and_numbers_of_numpy():
     )
     assert args == TrainingArgs(output_dir="runs/a", epochs=3, learning_rate=0.5, freeze="2")
     assert json.loads(json.dumps(args.to_dict())) == args.to_dict()
-    with pytest.raises(ValueError, match="expected epochs to be int but got 2.5"):
+    with pytest.raises(ValueError, match=r"expected epochs to be int but got 2.5"):
         TrainingArgs(epochs=np.float32(2.5))
 
 
