@@ -82,6 +82,9 @@ class MultiheadClassifier:
     def __init__(self, config: MultiheadConfig | Mapping[str, Any] | None = None) -> None:
         config = {} if config is None else config.to_dict() if isinstance(config, MultiheadConfig) else config
         self.config = MultiheadConfig.from_dict(config)  # a copy: what the caller has stays as it is
+        training = self.config.training
+        for name in ("model_name", "output_dir", "save_path"):  # which may be a Path
+            setattr(training, name, str(getattr(training, name)))
         self.is_trained = False
         self.model: BertWithHead | None = None
         self.tokenizer: Tokenizer | None = None
@@ -157,7 +160,7 @@ class MultiheadClassifier:
         """
         if data is not None and data_save_dir is not None:
             raise ValueError("[multihead] expected either data or data_save_dir but got both. Leave one out.")
-        examples = read_task_data(task_files(data_save_dir) if data_save_dir is not None else data or {})
+        examples = read_task_data(task_files(data_save_dir) if data_save_dir is not None else data)
         held_out = None if validation is None else read_task_data(validation)
         labels = label_maps(examples)
         if unknown := sorted(set(self.config.loss.task_weights) - set(labels)):
@@ -378,6 +381,11 @@ class MultiheadClassifier:
         """Write the files of :meth:`save` into a folder that is there, also while training."""
         write_multihead(folder, self.model, self.tokenizer, self.config.to_dict(), self._labels, self._weights)
 
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """A new classifier of what :meth:`save` wrote; see :meth:`load`."""
+        return cls().load(path)
+
     def load(self, path: str | Path | None = None) -> Self:
         """Take everything from a folder of :meth:`save`: settings, labels, weights.
 
@@ -385,6 +393,11 @@ class MultiheadClassifier:
             FileNotFoundError: no such model.
             ValueError: damaged files.
         """
+        if isinstance(self, str | Path):
+            raise TypeError(
+                "[multihead] load fills a classifier that is there. "
+                f"Use MultiheadClassifier.from_pretrained({str(self)!r})."
+            )
         path = Path(self.config.training.save_path if path is None else path)
         model, tokenizer, saved = read_multihead(path)
         config = MultiheadConfig.from_dict(saved["config"])

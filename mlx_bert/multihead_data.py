@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_bert.data.labels import LabelMap
 from mlx_bert.data.readers import Example, read_examples
-from mlx_bert.data.sources import DELIMITERS, JSON_LINES, PARQUET, Source
+from mlx_bert.data.sources import DELIMITERS, JSON_LINES, PARQUET, Source, is_dataset, records
 from mlx_bert.data.splits import split_examples
 
 TASK_FILES = (*DELIMITERS, *JSON_LINES, ".json", *PARQUET)
@@ -30,8 +30,14 @@ def read_task_data(data: Mapping[str, Source | Mapping[str, Any]]) -> list[Examp
         FileNotFoundError: no such file.
         ValueError: no data, or bad rows.
     """
-    if not data:
-        raise ValueError("No training data provided. Give {task: [{'text': ..., 'label': ...}, ...]}.")
+    wanted = "{task: [{'text': ..., 'label': ...}, ...]}"
+    if data is None or (isinstance(data, Mapping) and not data):
+        raise ValueError(f"No training data provided. Give {wanted}.")
+    if not isinstance(data, Mapping):
+        raise ValueError(
+            f"[multihead] expected {wanted} but got a {type(data).__name__}. Name the task of the rows; a folder of a "
+            "file per task goes to data_save_dir."
+        )
     examples = []
     for task, source in data.items():
         if isinstance(source, Mapping):
@@ -49,11 +55,13 @@ def read_task_data(data: Mapping[str, Source | Mapping[str, Any]]) -> list[Examp
     return examples
 
 
-def _with_names(rows: Source) -> list[object]:
-    """Rows whose labels, whatever they are, are strings."""
+def _with_names(rows: Source) -> Source:
+    """Rows whose labels, whatever they are, are strings; those of a data set, which may name them, as they are."""
+    if is_dataset(rows):
+        return rows
     return [
         {**row, "label": str(row["label"])} if isinstance(row, Mapping) and row.get("label") is not None else row
-        for row in rows
+        for row in records(rows)
     ]
 
 

@@ -98,6 +98,8 @@ def test_order_and_edges_of_prediction(trained):
         assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-5)
     assert trained.predict([], "sentiment") == []
     assert len(trained.predict("one text", "sentiment")) == 1
+    with pytest.raises(ValueError, match="expected texts but number 1 is None"):
+        trained.predict(["a", None], "sentiment")
     with pytest.raises(ValueError, match="expected task to be one of sentiment, colour but got 'x'"):
         trained.predict(["a"], "x")
 
@@ -113,7 +115,10 @@ def test_save_and_load(trained, tmp_path):
     trained.save(tmp_path / "model")
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {"encoder", "task_heads.safetensors", "multihead_config.json"}
-    again = MultiheadClassifier().load(tmp_path / "model")
+    again = MultiheadClassifier.from_pretrained(tmp_path / "model")
+    with pytest.raises(TypeError, match=r"Use MultiheadClassifier\.from_pretrained\('model'\)"):
+        MultiheadClassifier.load("model")
+    assert MultiheadClassifier().load(tmp_path / "model").tasks == again.tasks
     assert again.predict_all_tasks(PROBES) == trained.predict_all_tasks(PROBES)
     assert again.config.to_dict() == trained.config.to_dict()
     assert again.tasks == trained.tasks
@@ -288,12 +293,27 @@ def test_wrong_settings(config, message):
         ({"a": [{"text": "x"}]}, "has no column 'label'"),
         ({"a": [{"text": "", "label": 1}, {"text": "b", "label": 2}]}, "empty text in column 'text'"),
         ({"a": ["x"]}, "the data of the task 'a' cannot be used"),
+        (None, "No training data provided"),
+        (MINIMAL["intent"], r"expected \{task: .* but got a list. Name the task of the rows; a folder of"),
+        ("folder", "but got a str. Name the task of the rows; a folder of"),
         ({"a": [{"text": "x", "label": 1}, {"text": "y", "label": 1}]}, "'a' has a single label"),
     ],
 )
 def test_wrong_data(data, message):
     with pytest.raises(ValueError, match=message):
         MultiheadClassifier().train(data)
+
+
+def test_data_frames_and_data_sets_with_names(tiny_bert_folder, tmp_path):
+    from datasets import Dataset
+    from pandas import DataFrame
+
+    training = {"model_name": tiny_bert_folder, "output_dir": tmp_path, "epochs": 1}
+    classifier = MultiheadClassifier({"training": training, "encoder": {"freeze_epochs": 0}})
+    rows = Dataset.from_list(DATA["sentiment"]).class_encode_column("label")  # ids that have names
+    classifier.train({"sentiment": rows, "colour": DataFrame(DATA["colour"])}, progress=False)
+    assert classifier.get_labels("sentiment") == ["bad", "good"]
+    assert classifier.get_labels("colour") == ["0", "1"]
 
 
 def test_drawing_hard_tasks_needs_validation(tiny_bert_folder, tmp_path):

@@ -118,7 +118,7 @@ def read_rows(source: Source) -> Table:
 def scan_rows(source: Source) -> Scan:
     """The rows of a source one at a time, for sources of any size. Arguments and errors are those of `read_rows`."""
     if not isinstance(source, (str, Path)):
-        if _is_dataset(source):
+        if is_dataset(source):
             return _scan_dataset(source, None, "the data set in memory")
         items = records(source)
         return Scan(lambda: map(_memory_row, count(1), items), "the data in memory", "example", {})
@@ -346,7 +346,8 @@ def _scan_parquet(path: Path) -> Scan:
     return _named_rows(items, str(path), {name: _class_names(each) for name, each in features.items()})
 
 
-def _is_dataset(source: Any) -> bool:
+def is_dataset(source: Any) -> bool:
+    """Whether it is a ``Dataset`` or ``DatasetDict``."""
     return type(source).__module__.split(".")[0] == "datasets"
 
 

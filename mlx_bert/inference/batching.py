@@ -238,11 +238,14 @@ def run_batches(
         memory that does not suffice shows at once.
 
     Raises:
-        ValueError: ``batch_size`` below 1, or a floating result is NaN or infinite: what ``forward`` returns has to be
-            finite everywhere, at padded places too.
+        ValueError: ``batch_size`` below 1, something that is no text, or a floating result is NaN or infinite: what
+            ``forward`` returns has to be finite everywhere, at padded places too.
     """
     if batch_size < 1:
         raise ValueError(f"[encode] expected batch_size of at least 1 but got {batch_size}.")
+    for given in (texts, pairs or ()):
+        if wrong := [place for place, text in enumerate(given) if not isinstance(text, str)]:
+            raise ValueError(f"[encode] expected texts but number {wrong[0]} is {given[wrong[0]]!r:.80}. Remove it.")
     budget, bucket = token_budget(batch_size), bucket_size()
     size = [len(text) for text in texts]
     if pairs is not None:
