@@ -1,16 +1,22 @@
-"""One rank of a run in a test of data-parallel training: ``python rank_worker.py SETTINGS.json``.
+"""One rank of all runs in the tests of data-parallel training: starting takes longer than a run.
 
-SETTINGS has model, data, evaluation, args (per rank), and what to do. Prints one JSON line with what came out.
+Each line of its input names a file of settings: model, data, evaluation, args (per rank), and what to do. For each it
+prints a line of JSON: what came out, and what the run printed.
 """
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import mlx.nn as nn
 
+from mlx_bert.__main__ import main as command_line
 from mlx_bert.core import BertCore
 from mlx_bert.data.collate import token_count, tokenize_examples
 from mlx_bert.data.samplers import LengthBucketSampler
@@ -81,7 +87,7 @@ def train_sentences(settings, rank):
     return found
 
 
-def train_frozen(settings, rank):
+def train_frozen(settings, rank, replace):
     """How often this rank ran the encoder in each run, and whether its outputs were kept."""
     found, calls, call = [], [0], BertCore.__call__
 
@@ -89,7 +95,7 @@ def train_frozen(settings, rank):
         calls[0] += 1
         return call(*args, **kwargs)
 
-    BertCore.__call__ = counted
+    replace(BertCore, "__call__", counted)
     for number, changes in enumerate(settings["frozen"]):
         calls[0] = 0
         args = {**settings["args"], "freeze": "backbone", **changes[rank]}
@@ -105,7 +111,7 @@ def train_frozen(settings, rank):
     return found
 
 
-def stop_everywhere(settings, rank):
+def stop_everywhere(settings, rank, replace):
     """Stop a run at each of several points and resume it; how each ended, and what calls there are to stop at.
 
     A point is a rank, a function that it is about to call, and which time that is (from 1).
@@ -122,7 +128,7 @@ def stop_everywhere(settings, rank):
                     os.kill(os.getpid(), signal.SIGTERM)
             return function(*args, **kwargs)
 
-        setattr(owner, name, call)
+        replace(owner, name, call)
 
     counted(World, "_collective")
     counted(TrainingStep, "_part_step")
@@ -163,20 +169,19 @@ class Log(Callback):
         print("evaluated", flush=True)
 
 
-def main():
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    rank = int(os.environ["MLX_RANK"])
-    if settings.get("plain"):
-        GroupedOptimizer.apply = gradient_descent
-    if "runs" in settings:
-        print(json.dumps(train_sentences(settings, rank)))
-        return 0
-    if "points" in settings:
-        print(json.dumps(stop_everywhere(settings, rank)))
-        return 0
-    if "frozen" in settings:
-        print(json.dumps(train_frozen(settings, rank)))
-        return 0
+def run_command(words):
+    """The exit status of ``mlx-bert WORDS``, or of a script of the examples."""
+    if not words[0].endswith(".py"):
+        return command_line(words)
+    with patch.object(sys, "argv", words):
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            return end.code
+
+
+def train(settings, rank):
+    """How a run of the trainer ended."""
     callbacks = [Log()]
     if rank == 1 and "stop_at" in settings:
         callbacks.append(Signal(settings["stop_at"]))
@@ -184,15 +189,40 @@ def main():
         trainer = build(settings, rank, callbacks)
         result = trainer.train(resume=settings.get("resume", False))
     except TrainingInterrupted as stopped:
-        print(json.dumps({"stopped": stopped.checkpoint.name}))
-        return 130
+        return {"stopped": stopped.checkpoint.name}
     except (ValueError, OSError) as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
-        return 2
+        return {"error": f"{type(error).__name__}: {error}"}
     shown = {"metrics": result.metrics, "steps": result.steps, "best_step": result.best_step}
-    print(json.dumps({**shown, "history": result.history, "size": trainer.world.size}))
-    return 0
+    return {**shown, "history": result.history, "size": trainer.world.size}
+
+
+def do(settings, rank, replace):
+    """What the settings ask for."""
+    if settings.get("plain"):
+        replace(GroupedOptimizer, "apply", gradient_descent)
+    if "command" in settings:
+        return run_command(settings["command"])
+    if "runs" in settings:
+        return train_sentences(settings, rank)
+    if "points" in settings:
+        return stop_everywhere(settings, rank, replace)
+    if "frozen" in settings:
+        return train_frozen(settings, rank, replace)
+    return train(settings, rank)
+
+
+def main():
+    for line in sys.stdin:
+        settings, printed = json.loads(Path(line.strip()).read_text()), io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(printed))
+            found = do(
+                settings,
+                int(os.environ["MLX_RANK"]),
+                lambda *what: stack.enter_context(patch.object(*what)),
+            )
+        print(json.dumps([found, printed.getvalue()]), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

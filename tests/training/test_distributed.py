@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import mlx.core as mx
@@ -65,35 +66,64 @@ def free_ports(count):
     return ports
 
 
-def run_ranks(folder, settings, size=2):
-    """What each rank printed last, its exit code, and the lines before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings))
-    hosts = [[f"127.0.0.1:{port}"] for port in free_ports(size)]
-    (folder / "hosts.json").write_text(json.dumps(hosts))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder / "settings.json")],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "MLX_RANK": str(rank),
-                "MLX_HOSTFILE": str(folder / "hosts.json"),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    outcomes = []
-    for process in processes:
-        output, errors = process.communicate(timeout=300)
-        assert "Traceback" not in errors, errors
-        *lines, last = output.splitlines()
-        outcomes.append((json.loads(last), process.returncode, lines))
-    return outcomes
+class Pair:
+    """Two ranks that do one run after the other; started anew where one has failed."""
+
+    def __init__(self, folder):
+        self.folder, self.processes, self.count = folder, [], 0
+
+    def __call__(self, settings):
+        """What each rank found, and what it printed."""
+        if not self.processes:
+            self.start()
+        self.count += 1
+        path = self.folder / f"settings {self.count}.json"
+        path.write_text(json.dumps(settings))
+        timer = threading.Timer(300, self.kill)
+        timer.start()
+        try:
+            for process in self.processes:
+                process.stdin.write(f"{path}\n")
+                process.stdin.flush()
+            return [json.loads(process.stdout.readline()) for process in self.processes]
+        except (ValueError, OSError):
+            errors = [log.read_text()[-5000:] for log in self.kill()]
+            pytest.fail("\n".join(["a rank failed", *errors]))
+        finally:
+            timer.cancel()
+
+    def logs(self):
+        return [self.folder / f"errors {rank}.txt" for rank in range(2)]
+
+    def start(self):
+        (self.folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_HOSTFILE": str(self.folder / "hosts.json")}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        for rank, log in enumerate(self.logs()):
+            with open(log, "w") as errors:
+                command, own = [sys.executable, str(WORKER)], {**env, "MLX_RANK": str(rank)}
+                self.processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stderr=errors, **pipes))
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes = []
+        return self.logs()
+
+    def stop(self):
+        """End the processes, as a script that is done."""
+        for process in self.processes:
+            process.stdin.close()
+        assert [process.wait(60) for process in self.processes] == [0] * len(self.processes)
+        assert not any("Traceback" in log.read_text() for log in self.logs() if log.exists())
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    pair = Pair(tmp_path_factory.mktemp("ranks"))
+    yield pair
+    pair.stop()
 
 
 def alone(settings, monkeypatch):
@@ -117,11 +147,10 @@ def assert_close(first, second, atol):
         np.testing.assert_allclose(second[name], array, atol=atol, err_msg=name)
 
 
-def test_two_ranks_are_one_with_the_double_batch(settings, tmp_path, monkeypatch):
+def test_two_ranks_are_one_with_the_double_batch(settings, pair, tmp_path, monkeypatch):
     outputs = [str(tmp_path / "rank 0"), str(tmp_path / "rank 1")]
-    (first, code, lines), (second, other_code, other_lines) = run_ranks(tmp_path, {**settings, "output": outputs})
-    assert (code, other_code) == (0, 0)
-    assert (lines, other_lines) == (["evaluated"] * 2, [])  # only rank 0 prints
+    (first, printed), (second, other_printed) = pair({**settings, "output": outputs})
+    assert (printed, other_printed) == ("evaluated\n" * 2, "")  # only rank 0 prints
     assert not Path(outputs[1]).exists()  # and writes
     double = {**settings, "args": {**ARGS, "batch_size": 8}, "output": [str(tmp_path / "alone")]}
     expected = alone(double, monkeypatch)
@@ -141,7 +170,7 @@ def test_two_ranks_are_one_with_the_double_batch(settings, tmp_path, monkeypatch
     assert first["metrics"] == pytest.approx(expected.metrics, abs=1e-5)
 
 
-def test_two_ranks_of_a_multi_task_model(settings, toy, tmp_path, monkeypatch):
+def test_two_ranks_of_a_multi_task_model(settings, pair, toy, tmp_path, monkeypatch):
     mx.random.seed(3)
     bert = BertCore.from_pretrained(toy.folder)
     tasks = [NLPTaskConfig(name, "text_classification", num_labels=3) for name in ("mood", "topic")]
@@ -154,8 +183,7 @@ def test_two_ranks_of_a_multi_task_model(settings, toy, tmp_path, monkeypatch):
     )
     given = {**settings, "model": str(tmp_path / "model"), "data": [data], "evaluation": evaluation}
     outputs = [str(tmp_path / "rank 0"), str(tmp_path / "rank 1")]
-    (first, code, _), (second, other_code, _) = run_ranks(tmp_path, {**given, "output": outputs})
-    assert (code, other_code) == (0, 0)
+    (first, _), (second, _) = pair({**given, "output": outputs})
     assert first["metrics"] == second["metrics"]
     double = {**given, "args": {**ARGS, "batch_size": 8}, "output": [str(tmp_path / "alone")]}
     expected = alone(double, monkeypatch)
@@ -164,11 +192,11 @@ def test_two_ranks_of_a_multi_task_model(settings, toy, tmp_path, monkeypatch):
     assert first["metrics"] == pytest.approx(expected.metrics, abs=1e-5)
 
 
-def test_batches_of_an_own_sampler_stay_whole_and_are_like_accumulated_ones(settings, tmp_path, monkeypatch):
+def test_batches_of_an_own_sampler_stay_whole_and_are_like_accumulated_ones(settings, pair, tmp_path, monkeypatch):
     # 7 batches: the last turn has one; with the same seeds, dropout is the same too
     args = {**ARGS, "epochs": 1}
     own = {**settings, "own_sampler": True, "dropout": 0.1, "args": args}
-    run_ranks(tmp_path, {**own, "output": [str(tmp_path / "ranks")]})
+    pair({**own, "output": [str(tmp_path / "ranks")]})
     accumulated = {**own, "args": {**args, "gradient_accumulation_steps": 2}, "output": [str(tmp_path / "alone")]}
     alone(accumulated, monkeypatch)
     assert_close(weights(tmp_path / "alone/final_model"), weights(tmp_path / "ranks/final_model"), 2e-6)
@@ -180,7 +208,7 @@ def pairs_of(toy, count, seed=0):
     return [{"anchor": a["text"], "positive": b["text"]} for a, b in zip(rows[::2], rows[1::2], strict=True)]
 
 
-def test_in_batch_negatives_of_all_ranks(toy, tmp_path, monkeypatch):
+def test_in_batch_negatives_of_all_ranks(pair, toy, tmp_path, monkeypatch):
     pairs = pairs_of(toy, 17)
     pairs[7] = pairs[3]  # for no_duplicates
     triplets = [{**pair, "negative": other["positive"]} for pair, other in zip(pairs, pairs[::-1], strict=True)]
@@ -201,8 +229,7 @@ def test_in_batch_negatives_of_all_ranks(toy, tmp_path, monkeypatch):
     del args["metric"]
     settings = {"model": str(toy.folder), "args": args, "runs": runs, "plain": True}
     outputs = [str(tmp_path / "ranks"), str(tmp_path / "nothing")]
-    (found, code, _), (second, other_code, _) = run_ranks(tmp_path, {**settings, "output": outputs})
-    assert (code, other_code) == (0, 0)
+    (found, _), (second, _) = pair({**settings, "output": outputs})
     assert not (tmp_path / "nothing").exists()
     monkeypatch.setattr(GroupedOptimizer, "apply", rank_worker.gradient_descent)
     double = {**settings, "args": {**args, "batch_size": 8}, "output": [str(tmp_path / "alone")]}
@@ -235,16 +262,15 @@ def test_a_loss_over_all_ranks_is_not_compiled(toy, tmp_path):
     assert all(step._finish != step._finish_step for step in steps)
 
 
-def test_ranks_share_the_run_of_a_frozen_encoder(settings, tmp_path, monkeypatch):
+def test_ranks_share_the_run_of_a_frozen_encoder(settings, pair, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     one, two, bad = ({"cache_dir": str(tmp_path / name)} for name in ("one", "two", "file/cache"))
     frozen = [({}, {}), (one, two), (one, two), (one, {}), (bad, two), ({"cache_dir": "stop"}, {"cache_dir": "stop"})]
     output = {"output": [str(tmp_path / "runs")]}
-    ranks = run_ranks(tmp_path, {**settings, **output, "frozen": frozen})
+    ranks = pair({**settings, **output, "frozen": frozen})
     # 25 and 10 examples in batches of 4 are 7 and 3; uncached there are 2 epochs of 4 and of 2 or 1 batches more
     shared, more = [[6, True], [4, True]], (2 * (4 + 2), 2 * (4 + 1))
-    for rank, (found, code, _) in enumerate(ranks):
-        assert code == 0
+    for rank, (found, _) in enumerate(ranks):
         assert found == [
             shared[rank], shared[rank], [0, True], shared[rank],
             shared[1] if rank else [6 + more[0], False], "stopped",
@@ -257,16 +283,16 @@ def test_ranks_share_the_run_of_a_frozen_encoder(settings, tmp_path, monkeypatch
         assert_close(reference, weights(tmp_path / f"runs/{number}/final_model"), 5e-6)
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, tmp_path):
+def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, pair, tmp_path):
     adam = {**settings, "plain": False, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}
-    run_ranks(tmp_path / "a", {**adam, "output": [str(tmp_path / "whole")]})
     outputs = {"output": [str(tmp_path / "parts"), str(tmp_path / "nothing")]}
-    stopped = run_ranks(tmp_path / "b", {**adam, **outputs, "stop_at": 5})
+    stopped = pair({**adam, **outputs, "stop_at": 5})
     # the signal comes after the fifth update: the ranks agree on it in the sixth
-    assert [(found, code) for found, code, _ in stopped] == [({"stopped": "checkpoint_6"}, 130)] * 2
+    assert [found for found, _ in stopped] == [{"stopped": "checkpoint_6"}] * 2
     assert (tmp_path / "parts/checkpoint_6/metadata.json").is_file()
-    resumed = run_ranks(tmp_path / "c", {**adam, **outputs, "resume": True})
-    assert [code for _, code, _ in resumed] == [0, 0]
+    pair({**adam, "output": [str(tmp_path / "whole")]})  # in between, so that nothing is left of the stopped run
+    resumed = pair({**adam, **outputs, "resume": True})
+    assert [found["steps"] for found, _ in resumed] == [12, 12]
     assert not (tmp_path / "nothing").exists()
     for model in ("final_model", "best_model"):
         assert_close(weights(tmp_path / "whole" / model), weights(tmp_path / "parts" / model), 0)
@@ -277,7 +303,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings
         )
 
 
-def test_a_signal_at_any_point_stops_both_ranks_at_one_update(settings, tmp_path):
+def test_a_signal_at_any_point_stops_both_ranks_at_one_update(settings, pair, tmp_path):
     """Within an update of several batches, before and within collectives, while rank 0 writes and rank 1 waits."""
     given = {**settings, "plain": False, "own_sampler": True, "dropout": 0.1}
     # 7 batches are 4 turns, the last without one for rank 1, and 2 updates in each of 2 epochs
@@ -290,8 +316,7 @@ def test_a_signal_at_any_point_stops_both_ranks_at_one_update(settings, tmp_path
         (0, "write_safetensors", 2): "checkpoint_3",  # in the checkpoint of the first epoch
         (1, "_part_step", 6): "finished",  # in the last update
     }
-    (found, code, _), (second, other_code, _) = run_ranks(tmp_path, {**given, "points": [*points]})
-    assert (code, other_code) == (0, 0)
+    (found, _), (second, _) = pair({**given, "points": [*points]})
     ends = ["finished", *(end for stopped in points.values() for end in (stopped, "finished"))]
     assert found[0] == second[0] == ends
     assert (found[1]["_part_step"], second[1]["_part_step"]) == (8, 6)
@@ -300,64 +325,66 @@ def test_a_signal_at_any_point_stops_both_ranks_at_one_update(settings, tmp_path
             assert_close(weights(tmp_path / "runs/whole" / model), weights(tmp_path / f"runs/{number}" / model), 0)
 
 
-def test_ranks_that_differ_or_fail_end_together(settings, tmp_path):
+def test_ranks_that_differ_or_fail_end_together(settings, pair, tmp_path):
     changed = [*settings["data"][0][:-1], {"text": "the dog", "labels": 0}]
     differing = {**settings, "data": [settings["data"][0], changed], "output": [str(tmp_path / "a")]}
-    for found, code, _ in run_ranks(tmp_path / "a", differing):
-        assert code == 2
+    for found, _ in pair(differing):
         assert "expected the same training data on every rank but got rank 0: 25 examples" in found["error"]
     (tmp_path / "b/final_model").mkdir(parents=True)  # which rank 0 alone sees
     taken = {**settings, "output": [str(tmp_path / "b"), str(tmp_path / "c")]}
-    for found, code, _ in run_ranks(tmp_path / "b", taken):
-        assert code == 2
+    for found, _ in pair(taken):
         assert found["error"].startswith("FileExistsError: [train]")
 
 
-def test_a_loss_that_is_no_number_is_named_where_it_is(settings, tmp_path):
+def test_a_loss_that_is_no_number_is_named_where_it_is(settings, pair, tmp_path):
     bad = [dict(example) for example in settings["data"][0]]
     for number in (5, 6, 7):
         bad[number]["labels"] = 7  # a class that the head does not have
-    found = run_ranks(tmp_path, {**settings, "data": [bad], "output": [str(tmp_path / "run")]})
-    errors = sorted(outcome["error"] for outcome, _, _ in found)
+    errors = [found["error"] for found, _ in pair({**settings, "data": [bad], "output": [str(tmp_path / "run")]})]
     assert all("NonFiniteLoss: [train] the loss of update" in error for error in errors)
     assert any("Its batch: " in error for error in errors)
 
 
-def launched(folder, toy, command):
-    """What two ranks of a command print; ``DATA`` and ``RUN`` in it are files of the folder."""
+def words_of(folder, toy, command):
+    """The words of a command; ``DATA`` and ``RUN`` in it are files of the folder."""
+    folder.mkdir(exist_ok=True)
     rows = "".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in toy.examples(24))
     (folder / "train.jsonl").write_text(rows)
     names = {"DATA": folder / "train.jsonl", "RUN": folder / "run", "MODEL": toy.folder}
-    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "-p", str(free_ports(1)[0]), "--"]
-    done = subprocess.run(
-        [*launch, sys.executable, *(str(names.get(word, word)) for word in command.split())],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert (folder / "run").is_dir()
-    return done.stdout, {path.name for path in (folder / "run").iterdir()}
+    return [str(names.get(word, word)) for word in command.split()]
+
+
+def written(folder):
+    return {path.name for path in (folder / "run").iterdir()}
 
 
 def test_the_command_line_prints_and_writes_once(toy, tmp_path):
     options = "--train DATA --output RUN --epochs 1 --batch-size 4 --no-progress"
-    printed, written = launched(tmp_path, toy, f"-m mlx_bert train --model MODEL {options}")
-    assert printed.count("training    ") == printed.count("Model:   ") == 1
-    assert "2 ranks" in printed
-    assert {"best_model", "final_model", "history.json"} <= written
+    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "-p", str(free_ports(1)[0]), "--"]
+    done = subprocess.run(
+        [*launch, sys.executable, *words_of(tmp_path, toy, f"-m mlx_bert train --model MODEL {options}")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("training    ") == done.stdout.count("Model:   ") == 1
+    assert "2 ranks" in done.stdout
+    assert {"best_model", "final_model", "history.json"} <= written(tmp_path)
 
 
-def test_few_shot_training_prints_and_writes_once(toy, tmp_path):
-    for name in ("command", "example"):
-        (tmp_path / name).mkdir()
+def test_few_shot_training_prints_and_writes_once(pair, toy, tmp_path):
     options = "--task few_shot --model MODEL --train DATA --eval DATA --output RUN --max-pairs 16 --no-progress"
-    printed, written = launched(tmp_path / "command", toy, f"-m mlx_bert train {options} --save-every no")
+    command = words_of(tmp_path / "command", toy, f"train {options} --save-every no")
+    (code, printed), other = pair({"command": command})
+    assert (code, other) == (0, [0, ""])
     assert [printed.count(text) for text in ("training    ", "confusion matrix", "Model:   ")] == [1, 1, 1]
-    assert "final_model" in written
+    assert "final_model" in written(tmp_path / "command")
     options = "--train DATA --test DATA --per-class 2 --output RUN"
-    printed, written = launched(tmp_path / "example", toy, f"examples/train_few_shot.py MODEL {options}")
+    command = words_of(tmp_path / "example", toy, f"examples/train_few_shot.py MODEL {options}")
+    (code, printed), other = pair({"command": command})
+    assert (code, other) == (0, [0, ""])
     assert [printed.count(text) for text in ("seed 0:", "few-shot        ", "written to")] == [1, 1, 1]
-    assert "few_shot_head.safetensors" in written
+    assert "few_shot_head.safetensors" in written(tmp_path / "example")
 
 
 # --- what needs no second process -------------------------------------------------------------------------------------
