@@ -50,6 +50,8 @@ def nearest(
     queries, corpus = on_host(queries), on_host(corpus)
     if queries.ndim == 1:
         queries = queries[None]
+    if corpus.ndim != 2:
+        raise ValueError(f"[search] expected a corpus (N, D) but got the shape {tuple(corpus.shape)}.")
     if queries.shape[1] != corpus.shape[1]:
         raise ValueError(f"[search] expected equal widths but got {queries.shape[1]} and {corpus.shape[1]}.")
     by_cosine = score_function == "cosine"
@@ -80,7 +82,9 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def on_host(embeddings: Matrix) -> Matrix:
-    """MLX arrays as numpy ``(N, D)``, so that rows can be taken in any thread; anything else as it is."""
+    """MLX arrays and lists as numpy ``(N, D)``, so that rows can be taken in any thread; anything else as it is."""
+    if isinstance(embeddings, (list, tuple)):
+        return np.array([np.asarray(row, np.float32) for row in embeddings])
     if not isinstance(embeddings, mx.array):
         return embeddings
     return compute(lambda rows: np.asarray(rows.astype(mx.float32)), embeddings)

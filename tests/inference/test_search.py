@@ -42,6 +42,9 @@ def test_search_edges(tmp_path):
     assert (np.diff(scores) <= 0).all()
     assert search.nearest(QUERIES[:0], CORPUS)[0].shape[0] == 0
     assert search.nearest(QUERIES, CORPUS[:0])[0].shape == (9, 0)
+    np.testing.assert_array_equal(search.nearest(list(QUERIES), CORPUS.tolist())[0], search.nearest(QUERIES, CORPUS)[0])
+    with pytest.raises(ValueError, match=r"expected a corpus \(N, D\) but got the shape \(0,\)"):
+        search.nearest(QUERIES, [])
     np.save(tmp_path / "corpus.npy", CORPUS)
     mapped = np.load(tmp_path / "corpus.npy", mmap_mode="r")
     np.testing.assert_array_equal(
