@@ -1,5 +1,6 @@
 """``mlx-bert train``, ``evaluate`` and ``predict`` from the command line, on a tiny encoder."""
 
+import contextlib
 import csv
 import io
 import json
@@ -49,13 +50,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tiny_bert_folder, data, tmp_path_factory):
-    output = tmp_path_factory.mktemp("trained") / "run"
-    done = run(
-        "train", "--model", tiny_bert_folder, "--train", data, "--output", output, "--no-progress", "--epochs", "12",
-        "--learning-rate", "3e-3", "--batch-size", "8", "--save-every", "no", "--class-weights",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return output, done.stdout
+    output, printed = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    command = ["train", "--model", tiny_bert_folder, "--train", data, "--output", output, "--no-progress",
+               "--epochs", "12", "--learning-rate", "3e-3", "--batch-size", "8", "--save-every", "no",
+               "--class-weights"]  # fmt: skip
+    with contextlib.redirect_stdout(printed):
+        assert main([str(word) for word in command]) == 0
+    return output, printed.getvalue()
 
 
 def test_train_says_what_it_does_and_where_everything_lies(trained, tiny_bert_folder):

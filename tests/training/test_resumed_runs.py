@@ -49,6 +49,21 @@ def final(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """The outcome and the folder of the uninterrupted run with some settings, which is trained once."""
+    done = {}
+
+    def run(settings):
+        key = str(settings)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            done[key] = trainer(toy, folder, settings).train(), folder
+        return done[key]
+
+    return run
+
+
 def assert_same_end(first, second):
     expected, found = final(first), final(second)
     assert expected.keys() == found.keys()
@@ -65,14 +80,14 @@ def assert_same_end(first, second):
         {"average_checkpoints": 2, "keep_checkpoints": 2, "average_of": "best", "greater_is_better": True},
     ],
 )
-def test_the_checkpoint_of_a_stop_does_not_change_the_mean(toy, tmp_path, stop, settings):
+def test_the_checkpoint_of_a_stop_does_not_change_the_mean(toy, whole, tmp_path, stop, settings):
     settings = {"epochs": 3, **settings}
-    whole = trainer(toy, tmp_path / "whole", settings).train()
+    expected, folder = whole(settings)
     with pytest.raises(TrainingInterrupted, match=f"checkpoint_{stop}"):
         trainer(toy, tmp_path / "parts", settings, Stop(stop)).train()
     parts = trainer(toy, tmp_path / "parts", settings).train(resume=True)
-    assert parts.history["epochs"][-1]["averaged"] == whole.history["epochs"][-1]["averaged"]
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert parts.history["epochs"][-1]["averaged"] == expected.history["epochs"][-1]["averaged"]
+    assert_same_end(folder, tmp_path / "parts")
 
 
 def test_a_stop_keeps_what_the_mean_needs(toy, tmp_path):
@@ -85,11 +100,11 @@ def test_a_stop_keeps_what_the_mean_needs(toy, tmp_path):
 
 
 @pytest.mark.parametrize("kill", [4, 5, 6, 7])
-def test_the_best_weights_of_a_later_phase_are_not_those_of_an_earlier_one(toy, tmp_path, kill):
+def test_the_best_weights_of_a_later_phase_are_not_those_of_an_earlier_one(toy, whole, tmp_path, kill):
     """The newest checkpoint ends the head's phase, whose best weights the next one begins with."""
     settings = {"freeze_epochs": 1, "epochs": 2, "eval_every": 1, "save_every": 3, "keep_checkpoints": 1}
-    trainer(toy, tmp_path / "whole", settings).train()
+    _, folder = whole(settings)
     with pytest.raises(KeyboardInterrupt):
         trainer(toy, tmp_path / "parts", settings, Kill(kill)).train()
     trainer(toy, tmp_path / "parts", settings).train(resume=True)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(folder, tmp_path / "parts")
