@@ -244,7 +244,7 @@ def run_batches(
     if batch_size < 1:
         raise ValueError(f"[encode] expected batch_size of at least 1 but got {batch_size}.")
     for given in (texts, pairs or ()):
-        if wrong := [place for place, text in enumerate(given) if not isinstance(text, str)]:
+        if wrong := [place for place, text in enumerate(given) if not hasattr(text, "__len__")]:
             raise ValueError(f"[encode] expected texts but number {wrong[0]} is {given[wrong[0]]!r:.80}. Remove it.")
     budget, bucket = token_budget(batch_size), bucket_size()
     size = [len(text) for text in texts]
