@@ -283,6 +283,31 @@ def test_ranks_share_the_run_of_a_frozen_encoder(settings, pair, tmp_path, monke
         assert_close(reference, weights(tmp_path / f"runs/{number}/final_model"), 5e-6)
 
 
+def test_ranks_share_the_run_of_a_frozen_encoder_over_choices(settings, toy, pair, tmp_path, monkeypatch):
+    toy.model(dropout=0.0, head_type="multiple_choice", num_labels=1).save_pretrained(tmp_path / "model")
+    toy.tokenizer.save_pretrained(tmp_path / "model")
+    texts = [row["text"] for row in toy.examples(12)]
+    rows = [
+        {"text": texts[n % 7], "choices": [texts[n % 12], texts[n % 5], "the day"], "labels": n % 3} for n in range(35)
+    ]
+    parts = rows[:25], rows[25:]
+    given = {**settings, "model": str(tmp_path / "model"), "data": parts[:1], "evaluation": parts[1]}
+    disk = {"cache_dir": str(tmp_path / "cache")}
+    ranks = pair({**given, "output": [str(tmp_path / "runs")], "frozen": [({}, {}), ({}, disk)]})
+    # a pair that several questions have runs once, in one of the ranks
+    pairs = [{(row["text"], choice) for row in part for choice in row["choices"]} for part in parts]
+    batches = [-(-len(different) // 4) for different in pairs]
+    assert sum(map(len, pairs)) < 3 * 35
+    assert ranks[0][0] == [[sum(-(-count // 2) for count in batches), True]] * 2
+    assert ranks[1][0] == [[sum(count // 2 for count in batches), True]] * 2
+    args = {**ARGS, "batch_size": 8, "freeze": "backbone", "cache_encoder": False}
+    alone({**given, "args": args, "output": [str(tmp_path / "alone")]}, monkeypatch)
+    reference, start = weights(tmp_path / "alone/final_model"), weights(tmp_path / "model")
+    assert max(np.abs(reference[name] - start[name]).max() for name in start) > 1e-3
+    for number in range(2):
+        assert_close(reference, weights(tmp_path / f"runs/{number}/final_model"), 5e-6)
+
+
 def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, pair, tmp_path):
     adam = {**settings, "plain": False, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}
     outputs = {"output": [str(tmp_path / "parts"), str(tmp_path / "nothing")]}
