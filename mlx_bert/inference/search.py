@@ -50,7 +50,7 @@ def nearest(
     queries, corpus = on_host(queries), on_host(corpus)
     if queries.ndim == 1:
         queries = queries[None]
-    if corpus.ndim != 2:
+    if len(corpus.shape) != 2:
         raise ValueError(f"[search] expected a corpus (N, D) but got the shape {tuple(corpus.shape)}.")
     if queries.shape[1] != corpus.shape[1]:
         raise ValueError(f"[search] expected equal widths but got {queries.shape[1]} and {corpus.shape[1]}.")
