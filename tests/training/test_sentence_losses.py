@@ -68,6 +68,7 @@ CASES = {
     "angle": (AnglE(), theirs.AnglELoss(MODEL), 2, SCORES),
     "cosine": (CosineSimilarity(), theirs.CosineSimilarityLoss(MODEL), 2, SCORES),
     "triplet": (Triplet(margin=2.0), theirs.TripletLoss(MODEL, triplet_margin=2.0), 3, None),
+    "triplet_default": (Triplet(), theirs.TripletLoss(MODEL), 3, None),
     "triplet_cosine": (
         Triplet(0.3, "cosine"),
         theirs.TripletLoss(MODEL, TripletDistanceMetric.COSINE, 0.3),
@@ -81,6 +82,7 @@ CASES = {
         None,
     ),
     "batch_hard": (BatchHardTriplet(margin=1.0), theirs.BatchHardTripletLoss(MODEL, margin=1.0), 1, BINARY),
+    "batch_hard_default": (BatchHardTriplet(), theirs.BatchHardTripletLoss(MODEL), 1, BINARY),
     "batch_hard_cosine": (
         BatchHardTriplet(0.3, "cosine"),
         theirs.BatchHardTripletLoss(MODEL, distances.cosine_distance, 0.3),
@@ -96,6 +98,12 @@ CASES = {
         BINARY,
     ),
     "online_contrastive": (OnlineContrastive(1.2), theirs.OnlineContrastiveLoss(MODEL, margin=1.2), 2, BINARY),
+    "online_euclidean": (
+        OnlineContrastive(5.0, "euclidean"),
+        theirs.OnlineContrastiveLoss(MODEL, SiameseDistanceMetric.EUCLIDEAN, 5.0),
+        2,
+        BINARY,
+    ),
     "online_positives": (OnlineContrastive(), theirs.OnlineContrastiveLoss(MODEL), 2, np.ones(6, dtype=int)),
     "online_negatives": (OnlineContrastive(1.5), theirs.OnlineContrastiveLoss(MODEL, margin=1.5), 2, BINARY * 0),
     "margin_mse": (MarginMSE(), theirs.MarginMSELoss(MODEL), 3, SCORES),
@@ -120,6 +128,12 @@ CASES = {
         theirs.MatryoshkaLoss(MODEL, theirs.CoSENTLoss(MODEL), [3, 8]),
         2,
         SCORES,
+    ),
+    "matryoshka_candidates": (
+        Matryoshka(DistillKL(2.0), (2, 8)),
+        theirs.MatryoshkaLoss(MODEL, theirs.DistillKLDivLoss(MODEL, temperature=2.0), [2, 8]),
+        4,
+        TEACHER[:, :3],
     ),
     "matryoshka_teacher": (
         Matryoshka(EmbeddingMSE(), (4, 8)),
@@ -154,6 +168,12 @@ def test_cached_is_the_loss_of_the_whole_batch():
     assert (Matryoshka(loss, (4,)).texts, Matryoshka(loss, (4,)).needs_labels) == ((2, None), False)
 
 
+@pytest.mark.parametrize("loss", [CoSENT(), AnglE(), CosineSimilarity(), Contrastive(), OnlineContrastive()])
+def test_labels_may_be_a_column(loss):
+    rows, labels = [mx.array(TEACHER), mx.array(np.roll(TEACHER, 1, axis=0))], mx.array(BINARY)
+    assert loss(rows, labels[:, None]).item() == pytest.approx(loss(rows, labels).item(), rel=1e-6)
+
+
 def test_angle_of_an_odd_width():
     rows = RANDOM.normal(size=(2, 4, 5)).astype(np.float32)
     from sentence_transformers.util import pairwise_angle_sim
@@ -175,6 +195,7 @@ def test_zero_and_equal_embeddings_have_finite_gradients():
         (lambda: MultipleNegativesRanking(scale=0), r"\[MultipleNegativesRanking\] expected a scale above 0 but got 0"),
         (lambda: MultipleNegativesRanking(similarity="l2"), r"expected similarity 'cosine' or 'dot' but got 'l2'"),
         (lambda: Matryoshka(CoSENT(), ()), r"\[Matryoshka\] expected positive dims"),
+        (lambda: Matryoshka(CoSENT(), (4, 0)), r"\[Matryoshka\] expected positive dims"),
         (lambda: Matryoshka(CoSENT(), (4, 2), (1.0,)), r"\[Matryoshka\] expected positive dims and a weight for each"),
         (lambda: Matryoshka(Cached(CoSENT()), (4,)), r"Write Cached\(Matryoshka\(loss\)\)"),
         (

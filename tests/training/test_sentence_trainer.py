@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from scipy.stats import spearmanr
 
 from mlx_bert.core import BertCore
 from mlx_bert.inference.encode import SentenceEncoder
@@ -91,6 +92,7 @@ def test_gradients_of_every_weight_equal_sentence_transformers(tiny_bert_folder,
     encoder.save_pretrained(tmp_path / "model")
     reference = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     rows = [list(row.values()) for row in sentences(7)]
+    rows[2] = [f"{text} and so is the old city" for text in rows[2]]  # the others are padded
     features = [reference.preprocess(list(column)) for column in zip(*rows, strict=True)]
     loss = MultipleNegativesRanking(scale=5.0)
     if cached:
@@ -273,6 +275,28 @@ def test_metrics_of_scored_pairs(tiny_bert_folder, tmp_path):
     assert trainer.evaluate(pairs) == found
 
 
+def test_metrics_and_weight_of_a_batch(tiny_bert_folder):
+    random = np.random.default_rng(0)
+    outputs = {f"embeddings_{n}": 3 * random.normal(size=(20, 4)) for n in range(3)}
+    pair = {name: outputs[name] for name in ("embeddings_0", "embeddings_1")}
+    a, b, c = outputs.values()
+    cosines = [(a * x).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(x, axis=1) for x in (b, c)]
+    scores = cosines[0] ** 3 + 0.1 * random.normal(size=20)
+    objective = SentenceObjective(CoSENT(), [0, 0])
+    assert objective.metrics(None, pair, scores) == pytest.approx({
+        "spearman_cosine": spearmanr(cosines[0], scores).statistic,
+        "pearson_cosine": np.corrcoef(cosines[0], scores)[0, 1],
+    })  # fmt: skip
+    outputs["embeddings_2"][:5] = b[:5]  # as near as the positive is not right
+    right = (cosines[0] > cosines[1])[5:].sum() / 20
+    assert objective.metrics(None, outputs, None) == {"cosine_accuracy": right}
+    # a teacher's scores or embeddings are no scores of pairs
+    assert objective.metrics(None, outputs, scores[:, None]) == objective.metrics(None, pair, np.array(a)) == {}
+    embeddings = {name: mx.array(array) for name, array in pair.items()}
+    _, weight = objective.loss(None, embeddings, {"labels": mx.array(scores)})
+    assert weight.item() == 20  # of this batch in the mean of an epoch
+
+
 class StopAfter(Callback):
     def __init__(self, steps):
         self.steps = steps
@@ -355,6 +379,9 @@ def test_prompts_stand_before_the_texts(tiny_bert_folder, tmp_path, include_prom
     for number, column in enumerate(("anchor", "positive", "negative")):
         expected = encoder.encode([row[column] for row in rows], prompt=prompts.get(column, ""))
         np.testing.assert_allclose(outputs[f"embeddings_{number}"], expected, atol=2e-6)
+    chunked = SentenceObjective(Cached(MultipleNegativesRanking(), 4), trainer.objective.prompt_lengths)
+    for name, array in chunked.forward(trainer.model, batch).items():
+        np.testing.assert_allclose(array, outputs[name], atol=2e-6)
     plain = encoder.encode([row["anchor"] for row in rows])
     assert np.abs(np.array(outputs["embeddings_0"]) - plain).max() > 1e-3
 
@@ -365,6 +392,38 @@ def test_the_default_prompt_is_applied(tiny_bert_folder, tmp_path):
     trainer = SentenceEncoderTrainer(encoder, settings(tmp_path), sentences(6), loss=MultipleNegativesRanking())
     (wanted,) = encoder.tokenizer.encode(["find : " + sentences(6)[0]["anchor"]])
     assert trainer.feed.train[0]["input_ids"][0].tolist() == wanted.ids
+
+
+def test_settings_win_over_what_the_encoder_and_the_evaluator_say(tiny_bert_folder, tmp_path):
+    encoder = encoder_of(tiny_bert_folder)
+    encoder.default_prompt_name = "task"
+    rows = [("the dog is good " * n, "the cat is bad") for n in range(1, 9)]
+    evaluator = TripletEvaluator(["a dog"], ["the dog"], ["rain"])
+
+    def trainer(examples=rows, seed=42, loss=None, options=(), **given):
+        args = settings(tmp_path, seed=seed, batch_size=2, **dict(options))
+        return SentenceEncoderTrainer(encoder, args, examples, loss=loss or MultipleNegativesRanking(), **given)
+
+    assert trainer().args.head_learning_rate == 1e-3
+    assert trainer(options={"head_learning_rate": 0.5}).args.head_learning_rate == 0.5
+    assert trainer(prompts="").feed.train[0]["input_ids"][0].tolist() == encoder.tokenizer.encode([rows[0][0]])[0].ids
+    # a bound of the settings, but not beyond the encoder's 16; batches are no longer than that
+    for bound, expected in ((6, 6), (99, 16)):
+        for compiled, width in ((False, 5), (True, expected)):
+            own = trainer(options={"max_length": bound, "compile": compiled}, prompts="")
+            assert max(len(ids) for example in own.feed.train for ids in example["input_ids"]) == expected
+            shorter = [{"input_ids": [ids[:5] for ids in example["input_ids"]]} for example in own.feed.train]
+            assert own.feed.collate(shorter)["parts"][0]["input_ids"].shape == (8, width)
+    pairs = [(row["anchor"], row["positive"]) for row in sentences(8)]
+    mined = trainer(pairs, loss=Triplet(), hard_negatives=HardNegatives())  # the third text is the negative
+    assert mined.feed.sampler.settings.num_negatives == 1
+    orders = [
+        [batch.indices.tolist() for batch in trainer(seed=seed, batch_sampler="no_duplicates").feed.sampler.batches()]
+        for seed in (42, 42, 7)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    found = trainer(eval_examples=rows, evaluator=evaluator).evaluate()
+    assert {"loss", "cosine_accuracy"} <= found.keys()
 
 
 def test_one_text_with_a_class_or_a_teacher(tiny_bert_folder, tmp_path):
