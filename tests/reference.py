@@ -49,5 +49,6 @@ def save_word_tokenizer(folder: Path, max_length: int = 64) -> None:
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # as BERT's tokenizer has it
     )
     fast.save_pretrained(folder)

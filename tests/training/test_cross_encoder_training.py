@@ -64,7 +64,6 @@ def test_a_reranker_learns_and_loads_everywhere(tiny_bert_folder, tmp_path, loss
     pairs = [("red", "the good rain"), ("blue", "a sad film today"), ("green", "the very book the book")]
     wanted = model.predict(pairs)
     np.testing.assert_allclose(CrossEncoder.from_pretrained(best).predict(pairs), wanted, atol=1e-6)
-    set_input_names(best)
     np.testing.assert_allclose(Reference(str(best), device="cpu").predict(pairs), wanted, atol=1e-5)
     batch = model.tokenizer([a for a, _ in pairs], [b for _, b in pairs])
     reference = AutoModelForSequenceClassification.from_pretrained(best).eval()
@@ -72,14 +71,6 @@ def test_a_reranker_learns_and_loads_everywhere(tiny_bert_folder, tmp_path, loss
         logits = reference(*(torch.tensor(np.array(part)) for part in batch)).logits[:, 0].numpy()
     np.testing.assert_allclose(logits, model.predict(pairs, raw_scores=True), atol=1e-5)
     assert [hit["corpus_id"] for hit in model.rank("blue", ["a sad film", "a great film"])] == [1, 0]
-
-
-def set_input_names(folder):
-    """Without them the tokenizer of transformers leaves the segments out."""
-    path = folder / "tokenizer_config.json"
-    path.write_text(
-        path.read_text().replace("{", '{"model_input_names": ["input_ids", "token_type_ids", "attention_mask"],', 1)
-    )
 
 
 def test_a_student_takes_over_its_teachers_margins(tiny_bert_folder, tmp_path):
@@ -131,7 +122,6 @@ def test_adapters_are_trained_merged_and_kept(tiny_bert_folder, tmp_path):
     loaded = CrossEncoder.from_pretrained(best)
     np.testing.assert_allclose(loaded.predict(pairs), wanted, atol=1e-5)
     assert not lora_layers(loaded.model)
-    set_input_names(best)
     np.testing.assert_allclose(Reference(str(best), device="cpu").predict(pairs), wanted, atol=1e-5)
     # the model itself is a plain one again, which can be saved by hand
     assert not lora_layers(model.model)
