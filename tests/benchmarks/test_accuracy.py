@@ -50,9 +50,17 @@ def run(model, data, output, *options):
     return main(["accuracy", "--model", str(model), "--data", str(data), "--output", str(output), *options])
 
 
-def test_every_recipe(tiny_bert_folder, data, tmp_path):
-    path = tmp_path / "result.json"
+def test_every_recipe(tiny_bert_folder, data, tmp_path, monkeypatch):
+    path, train = tmp_path / "result.json", Frozen.train
+    epochs = []
+
+    def few(self, model, parts, **settings):
+        epochs.append(settings.get("epochs"))
+        return train(self, model, parts, **{**settings, "epochs": 2})
+
+    monkeypatch.setattr(Frozen, "train", few)
     assert run(tiny_bert_folder, data, path) == 0
+    assert set(epochs) == {None, 20}
     rows = json.loads(path.read_text())["rows"]
     assert {row["recipe"] for row in rows} == set(RECIPES)
     assert {row["data"] for row in rows} == set(LAYOUT)

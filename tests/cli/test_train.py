@@ -221,7 +221,7 @@ def test_errors_of_train(tiny_bert_folder, data, trained, tmp_path, capsys):
     assert "expected at least 2 classes" in errors(capsys, *base, "--train", one)
     assert "does not exist" in errors(capsys, *base, "--train", tmp_path / "nothing.csv")
     assert "has results of another run" in errors(capsys, *base, "--output", trained[0])
-    done = run(*base, "--model", tmp_path / "nothing")
+    done = run(*base, "--eval", data, "--model", tmp_path / "nothing")
     assert done.returncode == 2
     assert "mlx-bert train: error: " in done.stderr
     assert "Traceback" not in done.stderr

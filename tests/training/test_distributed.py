@@ -384,7 +384,8 @@ def written(folder):
 
 
 def test_the_command_line_prints_and_writes_once(toy, tmp_path):
-    options = "--train DATA --output RUN --epochs 1 --batch-size 4 --no-progress"
+    # measuring a head of embeddings needs no scikit-learn, which takes seconds to import
+    options = "--task contrastive --train DATA --eval DATA --output RUN --epochs 1 --batch-size 4 --no-progress"
     launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "-p", str(free_ports(1)[0]), "--"]
     done = subprocess.run(
         [*launch, sys.executable, *words_of(tmp_path, toy, f"-m mlx_bert train --model MODEL {options}")],
@@ -397,7 +398,13 @@ def test_the_command_line_prints_and_writes_once(toy, tmp_path):
     assert {"best_model", "final_model", "history.json"} <= written(tmp_path)
 
 
-def test_few_shot_training_prints_and_writes_once(pair, toy, tmp_path):
+def test_commands_print_and_write_once(pair, toy, tmp_path):
+    options = "--train DATA --output RUN --epochs 1 --batch-size 4 --no-progress"  # each rank sets the same part aside
+    command = words_of(tmp_path / "classes", toy, f"train --model MODEL {options}")
+    (code, printed), other = pair({"command": command})
+    assert (code, other) == (0, [0, ""])
+    assert [printed.count(text) for text in ("training    ", "2 ranks", "Model:   ")] == [1, 1, 1]
+    assert {"best_model", "final_model", "history.json"} <= written(tmp_path / "classes")
     options = "--task few_shot --model MODEL --train DATA --eval DATA --output RUN --max-pairs 16 --no-progress"
     command = words_of(tmp_path / "command", toy, f"train {options} --save-every no")
     (code, printed), other = pair({"command": command})
