@@ -265,6 +265,40 @@ def attention(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | 
     ).swapaxes(1, 2)
 
 
+def attention_in_blocks(
+    query: mx.array, key: mx.array, value: mx.array, mask: mx.array, window: int, scale: float
+) -> mx.array:
+    """``softmax(scale * query @ key + mask) @ value`` in float32 for blocks of queries and the keys around them.
+
+    Args:
+        query, key, value: ``(B, H, L, d)``.
+        mask: boolean ``(B * n, 1, window, 3 * window)`` for the ``n`` blocks of each row: the block before, itself, and
+            the one behind.
+        window: tokens of a block.
+        scale: factor on the scores.
+
+    Returns:
+        ``(B, H, L, d)``.
+    """
+    B, H, L, _ = query.shape
+    query, key, value = side_by_side(lambda x: x * (scale if x is query else 1.0), query, key, value)
+    key = key.swapaxes(-1, -2)
+    mask = mx.where(mask, 0.0, CLOSED).reshape(B, -1, 1, window, 3 * window)
+    rows = min(B, max(1, TILE // (H * 3 * window * window)))
+    streams = itertools.cycle(getattr(_own, "streams", []) or [mx.default_stream(mx.cpu)])
+
+    def block(row: int, first: int) -> mx.array:
+        own, last, begin = slice(row, row + rows), min(first + window, L), first - window
+        near = slice(max(0, begin), min(L, last + window))
+        with mx.stream(next(streams)):
+            part = mask[own, first // window, :, : last - first, near.start - begin : near.stop - begin]
+            return _attend(query[own, :, first:last], key[own, :, :, near], value[own, :, near], part).swapaxes(1, 2)
+
+    return _joined(
+        [_joined([block(row, first) for first in range(0, L, window)], 1) for row in range(0, B, rows)], 0
+    ).swapaxes(1, 2)
+
+
 def _attend(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
     """``softmax(query @ key + mask) @ value``; ``key`` is ``(B, H, d, L)``."""
     scores = query @ key

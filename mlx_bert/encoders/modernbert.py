@@ -7,6 +7,7 @@ Dimensions: B batch, L tokens, D hidden size, H attention heads, d = D / H.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,6 +15,7 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_bert.encoders import cpu
 from mlx_bert.encoders.base import (
     EncoderConfig,
     EncoderOutput,
@@ -25,6 +27,7 @@ from mlx_bert.encoders.base import (
     open_blind_rows,
 )
 from mlx_bert.encoders.cpu import by_rows, side_by_side
+from mlx_bert.encoders.cpu_trace import is_traced
 from mlx_bert.encoders.rotary import Rotary, rotate
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -242,6 +245,9 @@ def attend_in_blocks(
         ``(B, L, H * d)``, equal to dense attention under :func:`local_mask` at every real position.
     """
     B, H, L, d = query.shape
+    if cpu.suits(query) and not is_traced() and dropout == 0:
+        x = cpu.attention_in_blocks(query, key, value, mask, window, 1 / math.sqrt(d))
+        return x.transpose(0, 2, 1, 3).reshape(B, L, H * d)
     blocks = -(-L // window)
     behind = (blocks + 1) * window - L
 

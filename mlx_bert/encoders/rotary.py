@@ -6,9 +6,12 @@ Dimensions: B batch, L tokens, H attention heads, d head size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+
+from mlx_bert.encoders.cpu import suits
 
 
 class Rotary(NamedTuple):
@@ -61,10 +64,28 @@ def rotate(x: mx.array, rope: Rotary, position_ids: mx.array | None) -> mx.array
         position_ids: ``(B, L)`` or ``(1, L)``; None for 0, 1, 2, ...
     """
     d = x.shape[-1]
+    if position_ids is None and suits(x):
+        L = x.shape[2]
+        cos, sin = (turn[:L] for turn in _turns(1 << (L - 1).bit_length(), d, rope))
+        left, right = mx.split(x, 2, axis=-1)
+        return x * cos + mx.concatenate([right, left], axis=-1) * sin
     if position_ids is None:
         return mx.fast.rope(x, d, traditional=False, base=rope.base, scale=rope.scale, offset=0)
-    frequencies = rope.scale * rope.base ** (-mx.arange(0, d, 2, dtype=mx.float32) / d)
-    angles = position_ids[:, None, :, None].astype(mx.float32) * frequencies
+    angles = position_ids[:, None, :, None].astype(mx.float32) * _frequencies(d, rope)
     cos, sin = mx.cos(angles), mx.sin(angles)
     left, right = mx.split(x.astype(mx.float32), 2, axis=-1)
     return mx.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+@lru_cache(maxsize=8)
+def _turns(length: int, d: int, rope: Rotary) -> tuple[mx.array, mx.array]:
+    """Cosines and signed sines of :func:`rotate` for positions 0, 1, 2, ...: ``(L, d)`` each."""
+    angles = mx.arange(length)[:, None] * _frequencies(d, rope)
+    cos, sin = mx.cos(angles), mx.sin(angles)
+    turns = mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
+    mx.eval(turns)
+    return turns
+
+
+def _frequencies(d: int, rope: Rotary) -> mx.array:
+    return rope.scale * rope.base ** (-mx.arange(0, d, 2, dtype=mx.float32) / d)

@@ -74,8 +74,10 @@ def test_a_local_layer_sees_half_the_window_to_each_side():
     assert np.array_equal(seen, distance <= 4)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("length", [32, 33, 39, 61])
-def test_local_attention_in_blocks_equals_dense_attention(length, monkeypatch):
+def test_local_attention_in_blocks_equals_dense_attention(length, on_cpu, monkeypatch):
+    monkeypatch.setattr(modernbert.cpu, "suits", lambda x: on_cpu)
     core = BertCore({"model_type": "modernbert", **TINY}).eval()
     ids = mx.random.randint(3, 99, (3, length))
     masks = [None, mx.arange(length)[None] < mx.array([[length], [9], [1]])]
