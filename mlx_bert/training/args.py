@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import numbers
 import os
 import types
@@ -271,6 +272,7 @@ def given_arguments(namespace: argparse.Namespace, args_class: type = TrainingAr
     return {f.name: getattr(namespace, f.name) for f in dataclasses.fields(args_class) if hasattr(namespace, f.name)}
 
 
+@functools.cache  # reading the hints of a class takes a millisecond
 def _kinds(args_class: type, name: str) -> tuple[type, ...]:
     """The types that a setting may have."""
     hint = typing.get_type_hints(args_class)[name]
