@@ -286,6 +286,13 @@ def test_harder_tasks_are_drawn_more_often():
     known[1] = {"easy": 0.3}  # the other has no validation examples
     assert sampler(1.0).probabilities(1) == pytest.approx({"easy": 0.5, "hard": 0.5})
     assert 0.4 < share(1.0, 1) < 0.6
+    known[1] = {"easy": 0.0, "hard": 0.0}  # both learnt
+    assert sampler(1.0).probabilities(1) == pytest.approx({"easy": 0.5, "hard": 0.5})
+    labels[0] = {"easy": 0, "none": -100}  # a task without labels is not drawn
+    known[1] = {"easy": 0.5, "hard": 0.5, "none": 0.9}
+    assert sampler(1.0).probabilities(1).keys() == {"easy", "hard"}
+    other = DifficultySampler(labels, [5] * 400, 16, 7, lambda epoch: known[epoch])
+    assert [b.indices.tolist() for b in other.batches(1)] != [b.indices.tolist() for b in sampler(1.0).batches(1)]
 
 
 @pytest.mark.parametrize(("sampling", "quotas"), [("sqrt", {"a": 40, "b": 20}), ("equal", {"a": 40, "b": 40})])

@@ -27,9 +27,10 @@ def average_checkpoints(folders: Sequence[str | Path]) -> dict[str, mx.array]:
         raise ValueError("[average] expected at least one checkpoint but got none. Set save_every.")
     files = [mx.load(str(Path(folder) / WEIGHTS), format="safetensors") for folder in folders]
     mean: dict[str, mx.array] = {}
-    for name, newest in files[-1].items():
-        if any(name not in arrays or arrays[name].shape != newest.shape for arrays in files):
+    for name in dict.fromkeys(name for arrays in files for name in arrays):
+        if len({tuple(arrays[name].shape) if name in arrays else None for arrays in files}) > 1:
             raise ValueError(f"[average] the checkpoints differ in {name}. Give those of one run.")
+        newest = files[-1][name]
         if not mx.issubdtype(newest.dtype, mx.floating):
             mean[name] = newest
             continue

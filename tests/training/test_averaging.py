@@ -83,14 +83,19 @@ def test_a_resumed_run_averages_the_same_and_only_the_last_phase_counts(toy, tmp
 
 def test_types_and_what_does_not_fit(tmp_path):
     first = {"a": np.array([1.0, 3.0], np.float16), "n": np.array([1, 2], np.uint32)}
-    second = {"a": np.array([2.0, 5.0], np.float16), "n": np.array([1, 2], np.uint32)}
-    for name, arrays in (("one", first), ("two", second), ("other", {"a": np.zeros(3, np.float16)})):
+    second = {"a": np.array([2.0, 5.0], np.float16), "n": np.array([3, 4], np.uint32)}
+    values = {"large": 1e8, "small": 1.0, "negative": -1e8}
+    parts = {"one": first, "two": second, "less": {"a": first["a"]}, "other": {**first, "a": np.zeros(3, np.float16)}}
+    for name, arrays in {**parts, **{name: {"x": np.array([x], np.float32)} for name, x in values.items()}}.items():
         (tmp_path / name).mkdir()
         save_file(arrays, tmp_path / name / "model.safetensors")
     mean = average_checkpoints([tmp_path / "one", tmp_path / "two"])
-    assert (mean["a"].tolist(), mean["a"].dtype, mean["n"].tolist()) == ([1.5, 4.0], mx.float16, [1, 2])
-    with pytest.raises(ValueError, match="the checkpoints differ in a"):
-        average_checkpoints([tmp_path / "one", tmp_path / "other"])
+    assert (mean["a"].tolist(), mean["a"].dtype, mean["n"].tolist()) == ([1.5, 4.0], mx.float16, [3, 4])
+    for others in (["one", "other"], ["one", "less"], ["less", "one"]):
+        with pytest.raises(ValueError, match=f"the checkpoints differ in {'n' if 'less' in others else 'a'}"):
+            average_checkpoints([tmp_path / name for name in others])
+    large = average_checkpoints([tmp_path / name for name in ("large", "small", "negative")])
+    assert large["x"].item() == np.float32(1 / 3)  # float32 would have lost it
     with pytest.raises(ValueError, match="expected at least one checkpoint"):
         average_checkpoints([])
     assert last_checkpoints(tmp_path, 2) == []

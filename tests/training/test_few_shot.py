@@ -5,8 +5,12 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression
 
+from mlx_bert.data.contrastive_pairs import contrastive_pairs
 from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.training import few_shot
+from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.few_shot import CONFIG, FewShotClassifier
+from mlx_bert.training.sentence_losses import CosineSimilarity
 
 GOOD, BAD = ("good", "great", "happy"), ("bad", "awful", "sad")
 THINGS = ("dog", "cat", "film", "book", "city", "house", "bird", "tree")
@@ -49,7 +53,7 @@ def test_it_learns_from_eight_per_class_is_saved_and_loaded(tiny_bert_folder, tm
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_head_is_scikit_learns(tiny_bert_folder, classes):
+def test_the_head_is_scikit_learns(tiny_bert_folder, tmp_path, classes):
     encoder = SentenceEncoder.from_pretrained(tiny_bert_folder)
     classifier = FewShotClassifier(encoder, normalize_embeddings=True)
     texts, labels = examples(24, classes)
@@ -58,6 +62,37 @@ def test_the_head_is_scikit_learns(tiny_bert_folder, classes):
     reference = LogisticRegression(C=10, max_iter=1000).fit(embeddings, labels)
     assert classifier.labels == list(reference.classes_)
     np.testing.assert_allclose(classifier.predict_proba(texts), reference.predict_proba(embeddings), atol=1e-5)
+    classifier.save_pretrained(tmp_path / "saved")
+    loaded = FewShotClassifier.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.predict_proba(texts), classifier.predict_proba(texts), atol=1e-6)
+    classifier.weight = 1e6 * classifier.weight  # whose powers no float holds
+    assert np.isfinite(classifier.predict_proba(texts)).all()
+
+
+def test_what_the_encoder_is_trained_with(tiny_bert_folder, tmp_path, monkeypatch):
+    given = []
+
+    class Trainer:
+        def __init__(self, encoder, args, pairs, *, loss, callbacks):
+            given.append([args, pairs, loss, callbacks])
+
+        def train(self, resume):
+            given[-1].append(resume)
+
+    monkeypatch.setattr(few_shot, "SentenceEncoderTrainer", Trainer)
+    encoder = SentenceEncoder.from_pretrained(tiny_bert_folder)
+    texts, labels = examples(8)
+    options = {"sampling": "undersampling", "num_iterations": 2, "max_pairs": 9}
+    whole = TrainingArgs(output_dir=str(tmp_path), seed=5, max_length=9)
+    for args in (None, {"seed": 5, "batch_size": 3}, whole):
+        FewShotClassifier(encoder).fit(texts, labels, args, **options, callbacks=["own"], resume="folder")
+        seed = 42 if args is None else 5
+        pairs = contrastive_pairs(texts, labels, "undersampling", 2, 9, seed)
+        assert given[-1][1:] == [pairs, CosineSimilarity(), ["own"], "folder"]
+    defaults, changed, own = (each[0] for each in given)
+    assert (defaults.batch_size, defaults.learning_rate, defaults.max_length) == (16, 2e-5, encoder.max_seq_length)
+    assert (changed.batch_size, changed.learning_rate, changed.seed) == (3, 2e-5, 5)
+    assert own == whole
 
 
 def test_a_resumed_fit_equals_the_uninterrupted_one(tiny_bert_folder, tmp_path):
