@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_bert.data.collate import IGNORE_INDEX, TEXT_KEYS, Arrays, Collator, texts_of
+from mlx_bert.data.kinds import FIRST, SECOND
 from mlx_bert.data.readers import Example
 from mlx_bert.data.sources import records
 from mlx_bert.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ class Group(NamedTuple):
 def as_groups(rows: Sequence[Example], where: str = "rows") -> list[Group]:
     """Groups of rows, each in one of the forms that ``FORMS`` lists.
 
+    The texts may have the other names that ``mlx_bert.data.kinds`` lists, such as ``sentence1`` and ``sentence2``.
     Without labels positives get 1 and negatives 0; one label less than there are documents are a teacher's margins
     between the first and each other, as for ``"margin_mse"``. A pair is a group of one document.
 
@@ -56,7 +58,7 @@ def as_groups(rows: Sequence[Example], where: str = "rows") -> list[Group]:
     for number, row in enumerate(rows):
         line = row.get("line")
         name = f"line {line}" if line else f"row {number}"
-        query = row.get("query", row.get("text"))
+        query = next((row[name] for name in ("query", *FIRST.columns) if name in row), None)
         positives, negatives = (_texts(row, names) for names in (POSITIVES, NEGATIVES))
         if "documents" in row:
             documents, labels = list(row["documents"]), _labels(row)
@@ -67,7 +69,7 @@ def as_groups(rows: Sequence[Example], where: str = "rows") -> list[Group]:
             elif len(labels) == len(documents) - 1:
                 labels = [0.0, *(-margin for margin in labels)]
         else:
-            pair = row.get("text_pair", row.get("document"))
+            pair = next((row[name] for name in SECOND.columns if name in row), None)
             documents, labels = ([] if pair is None else [pair]), _labels(row)
         if not isinstance(query, str) or not documents or not all(isinstance(text, str) for text in documents):
             raise ValueError(f"[groups] expected {FORMS} but {name} of {where} has {sorted(row)}. Name the columns so.")

@@ -94,6 +94,10 @@ class SentenceEncoderTrainer(Trainer):
                 f"[SentenceEncoderTrainer] expected batch_sampler to be one of {', '.join(SAMPLERS)} but got "
                 f"{batch_sampler!r}."
             )
+        if isinstance(loss, type) or not callable(loss):
+            raise ValueError(
+                f"[SentenceEncoderTrainer] expected a loss such as MultipleNegativesRanking() but got {loss!r}. Make one."
+            )
         self.encoder = encoder
         self.evaluator = evaluator
         self.measures_without_examples = evaluator is not None

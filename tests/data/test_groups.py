@@ -23,6 +23,8 @@ def test_every_form():
         {"query": "q", "positive": "a", "negatives": ["b", "c"], "scores": [3.0, 2.0, 1.0]},
         {"text": "q", "text_pair": "a", "label": 1},
         {"query": "q", "document": "a", "score": 0.5},
+        {"sentence1": "q", "sentence2": "a", "score": 0.5},
+        {"anchor": "q", "positive": "a", "negative": "b"},
     ]
     assert as_groups(rows) == [
         Group("q", ["a", "b"], [2, 0]),
@@ -32,6 +34,8 @@ def test_every_form():
         Group("q", ["a", "b", "c"], [3.0, 2.0, 1.0]),
         Group("q", ["a"], [1]),
         Group("q", ["a"], [0.5]),
+        Group("q", ["a"], [0.5]),
+        Group("q", ["a", "b"], [1, 0]),
     ]
 
 
