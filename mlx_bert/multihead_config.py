@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from mlx_bert.training.args import DTYPES
+from mlx_bert.training.args import DTYPES, OPTIMIZERS
 
 POOLINGS = ("mean", "cls", "max")
 SAMPLINGS = ("proportional", "sqrt", "equal", "dynamic")
@@ -24,6 +24,8 @@ class TrainingConfig:
         batch_size: examples per forward pass.
         epochs: passes over the data after the heads-only phase.
         learning_rate: peak rate of the heads; ten times it while the encoder is frozen.
+        optimizer: ``"adamw"``, ``"adam"`` (its decay is part of the gradient, as in ridge regression), ``"adafactor"``,
+            ``"lion"`` or ``"muon"``. In an update without an example of a task, that task's head rests.
         weight_decay: never on biases and norms.
         warmup_ratio: part of each phase in which the rate rises from 0; it then falls along a cosine to 0.
         gradient_accumulation_steps: batches per update.
@@ -42,6 +44,7 @@ class TrainingConfig:
     batch_size: int = 16
     epochs: int = 10
     learning_rate: float = 2e-5
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     gradient_accumulation_steps: int = 1
@@ -163,6 +166,7 @@ class MultiheadConfig:
             ("task_sampling", self.task_sampling, SAMPLINGS),
             ("eval.metric", self.eval.metric, METRICS),
             ("head.activation", self.head.activation, ACTIVATIONS),
+            ("training.optimizer", self.training.optimizer, OPTIMIZERS),
             ("training.dtype", self.training.dtype, DTYPES),
         )
         for name, value, known in checks:

@@ -120,6 +120,7 @@ def training_args(config: MultiheadConfig, freeze: str, evaluates: bool, folder:
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate * encoder.lr_multiplier,
         head_learning_rate=heads_only_rate if heads_only else settings.learning_rate,
+        optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         warmup_ratio=settings.warmup_ratio,
         max_grad_norm=settings.max_grad_norm,

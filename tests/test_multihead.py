@@ -276,6 +276,7 @@ def test_configs_are_copied():
         ({"head": {"hidden_layers": -1}}, r"head\.hidden_layers of 0 or more"),
         ({"encoder": {"unfreeze_layers": -1}}, r"encoder\.unfreeze_layers of 0 or more, .* but got 3 and -1"),
         ({"encoder": {"freeze_epochs": -1}}, r"encoder\.freeze_epochs of 0 or more .* but got -1 and 4"),
+        ({"training": {"optimizer": "sgd"}}, r"expected training\.optimizer to be one of adamw, adam"),
         ({"training": {"dtype": "float16"}}, r"expected training\.dtype to be one of float32, bfloat16"),
         ({"loss": {"task_weights": {"a": -1.0}}}, r"no negative loss\.task_weights"),
     ],

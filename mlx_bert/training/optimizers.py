@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.freezing import task_parts
 
 ENCODER = "bert."
 HEAD_RATE = 10.0  # a new head learns faster than a pretrained encoder
@@ -105,6 +107,8 @@ class ParameterGroup:
         weight_decay: 0 for biases and norms.
         parameters: their paths.
         is_head: whether they follow the head's schedule.
+        task: the one of several tasks that they belong to, "" for none: an update without an example of it leaves
+            them and their moments as they are.
     """
 
     name: str
@@ -113,6 +117,7 @@ class ParameterGroup:
     weight_decay: float
     parameters: tuple[str, ...]
     is_head: bool = False
+    task: str = ""
 
 
 def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 1.0) -> list[ParameterGroup]:
@@ -122,7 +127,7 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
     with ``learning_rate``. Arrays of fewer than two axes (biases,
     norms, single factors) have no weight decay. With ``layer_decay`` d, the encoder's layer k of n has d^(n - k) times
     the encoder's rate (k from 1; the embeddings are k = 0). Muon takes the encoder's matrices; embeddings, vectors and
-    the head go to AdamW.
+    the head go to AdamW. Of several tasks, each has groups of its own.
 
     Args:
         model: only its trainable parameters count.
@@ -144,7 +149,8 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         raise ValueError(f"[optimizer] expected a model with an encoder and a head with {given[0]}. Leave it out.")
     depth = 1 + max((int(found[1]) for name in everything if (found := _LAYER.search(name))), default=-1)
     head_rate = HEAD_RATE * args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
-    members: dict[tuple[str, str, float, float, bool], list[str]] = {}
+    tasks = _task_paths(model)
+    members: dict[tuple[str, str, float, float, bool, str], list[str]] = {}
     for name, array in parameters.items():
         label, rate, algorithm = "head", head_rate, args.optimizer
         is_encoder = name.startswith(ENCODER) or not has_encoder
@@ -160,8 +166,36 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         usual = args.weight_decay if is_encoder or args.head_weight_decay is None else args.head_weight_decay
         decay = usual if array.ndim >= 2 and not name.endswith("bias") else 0.0
         label = label if decay or not usual else f"{label}, no decay"
-        members.setdefault((label, algorithm, rate * rate_factor, decay, not is_encoder), []).append(name)
-    return [ParameterGroup(*settings, tuple(names), is_head) for (*settings, is_head), names in members.items()]
+        task = next((task for path, task in tasks.items() if name.startswith(path)), "")
+        label = f"{label}, task {task}" if task else label
+        members.setdefault((label, algorithm, rate * rate_factor, decay, not is_encoder, task), []).append(name)
+    return [ParameterGroup(*key[:4], tuple(names), *key[4:]) for key, names in members.items()]
+
+
+def _task_paths(model: nn.Module) -> dict[str, str]:
+    """{beginning of the paths of a task's own parameters: the task}; empty for a model of one task."""
+    parts = task_parts(model)
+    owners = {id(part): task for task, own in parts.items() for part in own} if len(parts) > 1 else {}
+    return {f"{path}.": owners[id(module)] for path, module in model.named_modules() if id(module) in owners}
+
+
+def _apply_or_rest(
+    optimizer: optim.Optimizer, gradients: dict[str, mx.array], parameters: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """The updated parameters; where all gradients are 0, they and the optimiser's state stay as they are.
+
+    As in torch, for parameters whose ``grad`` is None. Adam would move them on, decay them, and forget how large their
+    gradients are, so that the task of few batches would train with a larger rate than the others.
+    """
+    works = mx.any(mx.stack([mx.any(gradient != 0) for gradient in gradients.values()]))
+
+    def kept(new: mx.array | None, old: mx.array | None) -> mx.array | None:
+        return old if new is old else mx.where(works, new, old)
+
+    before = tree_map(lambda leaf: leaf, optimizer.state)
+    updated = optimizer.apply_gradients(gradients, parameters)
+    optimizer.state.update(tree_map(kept, optimizer.state, before))
+    return tree_map(kept, updated, parameters)
 
 
 class GroupedOptimizer:
@@ -193,10 +227,10 @@ class GroupedOptimizer:
         """The updated parameters, flat."""
         updated: dict[str, mx.array] = {}
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
-            updated |= optimizer.apply_gradients(
-                {name: gradients[name] for name in group.parameters},
-                {name: parameters[name] for name in group.parameters},
-            )
+            own = {name: gradients[name] for name in group.parameters}
+            present = {name: parameters[name] for name in group.parameters}
+            apply = partial(_apply_or_rest, optimizer) if group.task else optimizer.apply_gradients
+            updated |= apply(own, present)
         return updated
 
     def state_arrays(self) -> dict[str, mx.array]:

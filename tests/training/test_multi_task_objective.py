@@ -11,7 +11,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from heads import MultiTaskNLPHead, NLPTaskConfig
 from mlx_bert.core import BertCore
 from mlx_bert.model import BertWithHead
+from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.multi_task import MultiTaskObjective
+from mlx_bert.training.optimizers import GroupedOptimizer, parameter_groups
+from mlx_bert.training.step import TrainingStep, flat_parameters
 
 SIZES = {"mood": 2, "topic": 4}
 CLASS_WEIGHTS = {"mood": [0.5, 3.0], "topic": [0.5, 1.0, 2.0, 3.0]}
@@ -87,3 +90,26 @@ def test_metrics_are_scikit_learns(model, data):
         )
     assert found["accuracy"] == pytest.approx(np.mean([found[f"{task}_accuracy"] for task in SIZES]))
     assert found["f1"] == pytest.approx(np.mean([found[f"{task}_f1"] for task in SIZES]))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_update_leaves_heads_without_an_example_as_they_are(model, batches):
+    """After a first update of both, whose momentum would move them on."""
+    args = TrainingArgs(learning_rate=1e-3, weight_decay=0.1)
+    groups = parameter_groups(model.train(), args)
+    assert {group.task for group in groups} == {"", *SIZES}
+    step = TrainingStep(model, MultiTaskObjective(), GroupedOptimizer(groups, flat_parameters(model)), args)
+    ids = mx.arange(12).reshape(2, 6)
+
+    def update(*tasks):
+        step([{"input_ids": ids, "labels": {task: mx.array([0, 1]) for task in tasks}}] * batches, [0] * batches)
+        return flat_parameters(model)
+
+    first = update(*SIZES)
+    second = update("mood")
+    moved = {name for name, array in second.items() if not mx.array_equal(array, first[name])}
+    still = {name for name in second if ".topic." in name}
+    assert still
+    assert not moved & still
+    assert {name for name in second if ".mood." in name} <= moved
+    model.eval()

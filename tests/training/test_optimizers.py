@@ -108,6 +108,41 @@ def test_adam_and_adamw_are_torchs(name):
     np.testing.assert_allclose(ours, weight.detach().numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_a_task_without_a_gradient_rests_as_in_torch(name):
+    random = np.random.default_rng(0)
+    names = ("a", "b")
+    starts = {task: random.normal(size=(3, 4)).astype(np.float32) for task in names}
+    weights = {task: torch.nn.Parameter(torch.tensor(start)) for task, start in starts.items()}
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[name]
+    reference = kind(weights.values(), lr=1e-2, weight_decay=0.1)
+    groups = [ParameterGroup(task, name, 1e-2, 0.1, (task,), True, task) for task in names]
+    parameters = {task: mx.array(start) for task, start in starts.items()}
+    optimizer = GroupedOptimizer(groups, parameters)
+    update = mx.compile(optimizer.apply, inputs=optimizer.state, outputs=optimizer.state)
+    for task in "abaaab":
+        gradient = random.normal(size=(3, 4)).astype(np.float32)
+        for other in names:
+            weights[other].grad = torch.tensor(gradient) if other == task else None
+        reference.step()
+        gradients = {other: mx.array(gradient) if other == task else mx.zeros((3, 4)) for other in names}
+        parameters = update(gradients, parameters)
+    for task in names:
+        np.testing.assert_allclose(parameters[task], weights[task].detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+def test_a_task_without_a_gradient_rests(name):
+    start, zero = {"w": mx.ones((3, 4))}, {"w": mx.zeros((3, 4))}
+    optimizer = GroupedOptimizer([ParameterGroup("a", name, 1e-2, 0.1, ("w",), True, "a")], start)
+    moved = optimizer.apply(start, start)
+    state = optimizer.state_arrays()
+    rested = optimizer.apply(zero, moved)
+    assert not mx.array_equal(start["w"], moved["w"])
+    assert mx.array_equal(moved["w"], rested["w"])
+    assert all(mx.array_equal(state[key], array) for key, array in optimizer.state_arrays().items())
+
+
 def test_muon_update_has_the_size_of_adamws():
     gradient = np.random.default_rng(0).normal(size=(1, 24, 8)).astype(np.float32)
     start = np.ones((24, 8), np.float32)
