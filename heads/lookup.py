@@ -36,6 +36,8 @@ def check_options(
     build: Callable[..., Any], positional: int, name: str, where: str, options: Mapping[str, Any]
 ) -> None:
     """Raise ValueError if ``build`` has no parameter, beyond its first ``positional`` ones, for an option."""
+    if not options:  # reading a signature takes longer than building some blocks
+        return
     parameters = list(inspect.signature(build).parameters)[positional:]
     if unknown := sorted(set(options) - set(parameters)):
         accepted = ", ".join(parameters) or "no options"
