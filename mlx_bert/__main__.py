@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mlx_bert.cli.config_file import read_config
 
@@ -28,9 +29,16 @@ EXAMPLES = """examples:
 mlx-bert VERB --help explains a verb and all its options."""
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors are a line, without the usage before it: that of ``train`` fills a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message.rstrip('.')}. {self.prog} --help explains all options.\n")
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; only the chosen verb's options are built."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx-bert",
         description="Run and fine-tune BERT-family encoders on Apple Silicon.",
         epilog=EXAMPLES,

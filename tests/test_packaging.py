@@ -107,7 +107,7 @@ def test_wrong_arguments_exit_with_2_and_without_a_traceback(bare: Path) -> None
     for command in ([bare / "mlx-bert", "fly"], [bare / "python", "-m", "convert", "--no-such-option"]):
         done = run(*command)
         assert done.returncode == 2
-        assert "usage:" in done.stderr
+        assert "error:" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -191,6 +191,18 @@ def test_help_teaches(capsys):
         assert f"  mlx-bert {verb} --model" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "argv", [["train", "--optimizer", "sgd"], ["train", "--config", "nowhere.toml"], ["fly"], ["search", "build"], []]
+)
+def test_a_wrong_option_is_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mlx-bert")
+    assert line.endswith(" --help explains all options.")
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; from mlx_bert.__main__ import parse\n"
