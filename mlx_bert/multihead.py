@@ -163,8 +163,13 @@ class MultiheadClassifier:
         examples = read_task_data(task_files(data_save_dir) if data_save_dir is not None else data)
         held_out = None if validation is None else read_task_data(validation)
         labels = label_maps(examples)
-        if unknown := sorted(set(self.config.loss.task_weights) - set(labels)):
-            raise ValueError(f"[multihead] loss.task_weights names {unknown}, but the tasks are {', '.join(labels)}.")
+        by_task = {
+            "loss.task_weights": self.config.loss.task_weights,
+            "training.task_weight_decay": self.config.training.task_weight_decay,
+        }
+        for name, values in by_task.items():
+            if unknown := sorted(set(values) - set(labels)):
+                raise ValueError(f"[multihead] {name} names {unknown}, but the tasks are {', '.join(labels)}.")
         for example in held_out or ():
             label_of(labels, example)
         splits = self._split(examples, held_out)

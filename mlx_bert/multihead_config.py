@@ -27,6 +27,7 @@ class TrainingConfig:
         optimizer: ``"adamw"``, ``"adam"`` (its decay is part of the gradient, as in ridge regression), ``"adafactor"``,
             ``"lion"`` or ``"muon"``. In an update without an example of a task, that task's head rests.
         weight_decay: never on biases and norms.
+        task_weight_decay: {task: weight decay of its head}; ``weight_decay`` for tasks that are not named.
         warmup_ratio: part of each phase in which the rate rises from 0; it then falls along a cosine to 0.
         gradient_accumulation_steps: batches per update.
         max_grad_norm: clip the global norm of the gradient to this.
@@ -46,6 +47,7 @@ class TrainingConfig:
     learning_rate: float = 2e-5
     optimizer: str = "adamw"
     weight_decay: float = 0.01
+    task_weight_decay: dict[str, float] = field(default_factory=dict)
     warmup_ratio: float = 0.1
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
@@ -183,8 +185,13 @@ class MultiheadConfig:
                 "[multihead] expected encoder.freeze_epochs of 0 or more and encoder.unfreeze_layers of 0 or more, or "
                 f"None for all, but got {self.encoder.freeze_epochs} and {top}."
             )
-        if any(weight < 0 for weight in self.loss.task_weights.values()):
-            raise ValueError(f"[multihead] expected no negative loss.task_weights but got {self.loss.task_weights}.")
+        by_task = (
+            ("loss.task_weights", self.loss.task_weights),
+            ("training.task_weight_decay", self.training.task_weight_decay),
+        )
+        for name, given in by_task:
+            if any(value < 0 for value in given.values()):
+                raise ValueError(f"[multihead] expected no negative {name} but got {given}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -122,6 +122,7 @@ def training_args(config: MultiheadConfig, freeze: str, evaluates: bool, folder:
         head_learning_rate=heads_only_rate if heads_only else settings.learning_rate,
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
+        task_weight_decay=",".join(f"{task}={decay}" for task, decay in settings.task_weight_decay.items()) or None,
         warmup_ratio=settings.warmup_ratio,
         max_grad_norm=settings.max_grad_norm,
         freeze=freeze,

@@ -279,6 +279,7 @@ def test_configs_are_copied():
         ({"training": {"optimizer": "sgd"}}, r"expected training\.optimizer to be one of adamw, adam"),
         ({"training": {"dtype": "float16"}}, r"expected training\.dtype to be one of float32, bfloat16"),
         ({"loss": {"task_weights": {"a": -1.0}}}, r"no negative loss\.task_weights"),
+        ({"training": {"task_weight_decay": {"a": -1.0}}}, r"no negative training\.task_weight_decay"),
     ],
 )
 def test_wrong_settings(config, message):
@@ -326,9 +327,10 @@ def test_drawing_hard_tasks_needs_validation(tiny_bert_folder, tmp_path):
     assert one.is_trained
 
 
-def test_weights_of_an_unknown_task():
-    with pytest.raises(ValueError, match=r"loss.task_weights names \['x'\]"):
-        MultiheadClassifier({"loss": {"task_weights": {"x": 2.0}}}).train(MINIMAL)
+@pytest.mark.parametrize(("group", "name"), [("loss", "task_weights"), ("training", "task_weight_decay")])
+def test_weights_of_an_unknown_task(group, name):
+    with pytest.raises(ValueError, match=rf"{group}\.{name} names \['x'\]"):
+        MultiheadClassifier({group: {name: {"x": 2.0}}}).train(MINIMAL)
 
 
 def test_nothing_works_untrained(tmp_path):

@@ -243,6 +243,7 @@ def test_every_setting_reaches_the_run(tiny_bert_folder, tmp_path):
         "max_length": 7, "batch_size": 3, "epochs": 2, "learning_rate": 1e-3, "weight_decay": 0.07, "warmup_ratio": 0.2,
         "gradient_accumulation_steps": 2, "max_grad_norm": 0.4, "test_size": 0.1, "val_size": 0.3, "seed": 9,
         "dtype": "bfloat16", "save_every": 50, "optimizer": "lion",
+        "task_weight_decay": {"colour": 1e-05, "sentiment": 0.5},
     }  # fmt: skip
     config = {
         "training": {"model_name": str(tiny_bert_folder), "output_dir": str(tmp_path), **training},
@@ -264,6 +265,7 @@ def test_every_setting_reaches_the_run(tiny_bert_folder, tmp_path):
     same = ("max_length", "batch_size", "epochs", "weight_decay", "warmup_ratio", "gradient_accumulation_steps",
             "max_grad_norm", "seed", "dtype", "optimizer")  # fmt: skip
     assert {name: args[name] for name in same} == {name: training[name] for name in same}
+    assert args["task_weight_decay"] == "colour=1e-05,sentiment=0.5"
     assert (args["learning_rate"], args["head_learning_rate"]) == pytest.approx((2e-4, 1e-3))
     assert (args["freeze"], args["freeze_epochs"], args["freeze_learning_rate"]) == ("1", 1, pytest.approx(1e-2))
     assert (args["patience"], args["min_delta"], args["metric"], args["save_every"]) == (2, 0.5, "f1", "50")

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -48,6 +49,9 @@ class TrainingArgs:
     optimizer: str = setting("adamw", "optimiser", OPTIMIZERS)
     weight_decay: float = setting(0.01, "weight decay; never on biases and norms")
     head_weight_decay: float | None = setting(None, "weight decay of the head; weight_decay if not set")
+    task_weight_decay: str | None = setting(
+        None, "weight decay of the heads of single tasks, joined by commas: intent=0.001,mood=0.01"
+    )
     schedule: str = setting("cosine", "course of the learning rate after the warm-up", SCHEDULES)
     schedule_power: float | None = setting(None, "exponent of the polynomial schedule; 2 if not set")
     warmup_ratio: float = setting(0.1, "part of all updates in which the learning rate rises from 0")
@@ -198,6 +202,8 @@ class TrainingArgs:
             self.freeze_learning_rate is None or self.freeze_epochs > 0,
             "None without freeze_epochs",
         )
+        fits = re.fullmatch(r"([^=]+=\s*(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*(,|$))*", self.task_weight_decay or "")
+        self._check("task_weight_decay", bool(fits), "task=number, joined by commas")
         fits = self.freeze in ("none", "embeddings", "backbone", "as_is") or self.freeze.isdecimal()
         self._check("freeze", fits, "'none', 'embeddings', 'backbone', 'as_is' or n")
         fits = self.unfreeze_layers is None or (self.unfreeze_layers >= 0 and self.freeze == "as_is" and not self.lora)
@@ -230,6 +236,11 @@ class TrainingArgs:
             raise ValueError(
                 f"[TrainingArgs] expected {name} to be {wanted} but got {getattr(self, name)!r}. Correct it."
             )
+
+    def decays_of_tasks(self) -> dict[str, float]:
+        """``task_weight_decay`` as {task: weight decay}."""
+        found = re.findall(r"(.+?)=([^,=]+)(?:,|$)", self.task_weight_decay or "")
+        return {task.strip(): float(decay) for task, decay in found}
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -135,7 +135,8 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         rate_factor: multiplies every learning rate.
 
     Raises:
-        ValueError: nothing is trainable, or there are settings for the head and no encoder beside it.
+        ValueError: nothing is trainable, there are settings for the head and no encoder beside it, or a weight decay
+            for a task that the model has not.
     """
     parameters = dict(tree_flatten(model.trainable_parameters()))
     if not parameters:
@@ -149,7 +150,12 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         raise ValueError(f"[optimizer] expected a model with an encoder and a head with {given[0]}. Leave it out.")
     depth = 1 + max((int(found[1]) for name in everything if (found := _LAYER.search(name))), default=-1)
     head_rate = HEAD_RATE * args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
-    tasks = _task_paths(model)
+    tasks, decays = _task_paths(model), args.decays_of_tasks()
+    if unknown := sorted(set(decays) - set(tasks.values())):
+        raise ValueError(
+            f"[optimizer] task_weight_decay names {', '.join(unknown)}, but the model's tasks are "
+            f"{', '.join(sorted(set(tasks.values()))) or 'not several'}. Correct it."
+        )
     members: dict[tuple[str, str, float, float, bool, str], list[str]] = {}
     for name, array in parameters.items():
         label, rate, algorithm = "head", head_rate, args.optimizer
@@ -164,18 +170,18 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         if algorithm == "muon" and not (is_encoder and array.ndim == 2 and "embed" not in name):
             label, algorithm = f"{label}, adamw", "adamw"
         usual = args.weight_decay if is_encoder or args.head_weight_decay is None else args.head_weight_decay
+        task = next((task for path, task in tasks.items() if name.startswith(path)), "")
+        usual = decays.get(task, usual)
         decay = usual if array.ndim >= 2 and not name.endswith("bias") else 0.0
         label = label if decay or not usual else f"{label}, no decay"
-        task = next((task for path, task in tasks.items() if name.startswith(path)), "")
         label = f"{label}, task {task}" if task else label
         members.setdefault((label, algorithm, rate * rate_factor, decay, not is_encoder, task), []).append(name)
     return [ParameterGroup(*key[:4], tuple(names), *key[4:]) for key, names in members.items()]
 
 
 def _task_paths(model: nn.Module) -> dict[str, str]:
-    """{beginning of the paths of a task's own parameters: the task}; empty for a model of one task."""
-    parts = task_parts(model)
-    owners = {id(part): task for task, own in parts.items() for part in own} if len(parts) > 1 else {}
+    """{beginning of the paths of a task's own parameters: the task}; empty for a model without."""
+    owners = {id(part): task for task, own in task_parts(model).items() for part in own}
     return {f"{path}.": owners[id(module)] for path, module in model.named_modules() if id(module) in owners}
 
 

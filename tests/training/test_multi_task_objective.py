@@ -113,3 +113,25 @@ def test_an_update_leaves_heads_without_an_example_as_they_are(model, batches):
     assert not moved & still
     assert {name for name in second if ".mood." in name} <= moved
     model.eval()
+
+
+def test_each_task_may_have_a_weight_decay(model):
+    args = TrainingArgs(weight_decay=0.1, head_weight_decay=0.2, task_weight_decay="mood=3e-2")
+    decays = {(group.task, group.weight_decay) for group in parameter_groups(model, args) if group.weight_decay}
+    assert decays == {("", 0.1), ("mood", 0.03), ("topic", 0.2)}
+    with pytest.raises(ValueError, match="task_weight_decay names moot, but the model's tasks are mood, topic"):
+        parameter_groups(model, TrainingArgs(task_weight_decay="mood=1,moot=2"))
+
+
+@pytest.mark.parametrize("text", ["mood", "mood=", "mood=-1", "mood=a", "mood=nan", "=1", "a=1 b=2"])
+def test_weight_decays_that_cannot_be_read(text):
+    with pytest.raises(ValueError, match="expected task_weight_decay to be task=number, joined by commas"):
+        TrainingArgs(task_weight_decay=text)
+
+
+def test_weight_decays_of_tasks_with_any_name():
+    assert TrainingArgs(task_weight_decay="a b, or c=.5, d=1e-3,e=2").decays_of_tasks() == {
+        "a b, or c": 0.5,
+        "d": 1e-3,
+        "e": 2,
+    }
