@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import mlx_bert.training.encoder_cache as encoder_cache
 from mlx_bert.data.collate import Collator, tokenize_examples
 from mlx_bert.training.args import TrainingArgs
-from mlx_bert.training.encoder_cache import cache_encoder, cache_on_disk, fingerprint
+from mlx_bert.training.encoder_cache import cache_encoder, cache_on_disk, different_texts, fingerprint
 from mlx_bert.training.trainer import Trainer
 
 
@@ -31,6 +32,7 @@ def test_the_file_has_what_memory_has_and_is_found_again(parts, tmp_path, monkey
     wanted = cache_encoder(bert, examples, collate, 4)
     found, path = cache_on_disk(tmp_path / "cache", 10, bert, examples, collate, 4)
     for example, reference in zip(found, wanted, strict=True):
+        assert reference["hidden_states"].base is None  # no padding stays in memory
         assert isinstance(example["hidden_states"], np.memmap)
         np.testing.assert_array_equal(example["hidden_states"], reference["hidden_states"])
         assert example["labels"] == reference["labels"]
@@ -57,7 +59,12 @@ def test_any_change_of_encoder_or_texts_is_another_file(parts, toy):
     name = next(name for name, child in layer.children().items() if "weight" in child)
     layer[name].weight = layer[name].weight + mx.eye(*layer[name].weight.shape) * 1e-6
     digests.add(fingerprint(bert, examples, collate))
-    assert len(digests) == 7
+    bert.config = replace(bert.config, layer_norm_eps=1e-3)  # of equal weights
+    digests.add(fingerprint(bert, examples, collate))
+    assert len(digests) == 8
+    ids = np.array([2, 5, 3])
+    texts = [{"input_ids": ids, "attention_mask": ids > 2}, {"input_ids": ids, "token_type_ids": ids > 2}]
+    assert different_texts([*texts, *texts], collate)[1] == [[0], [1]] * 2
 
 
 def test_a_file_that_was_cut_off_or_is_of_another_kind_is_written_anew(parts, tmp_path):
@@ -69,9 +76,10 @@ def test_a_file_that_was_cut_off_or_is_of_another_kind_is_written_anew(parts, tm
         path.write_bytes(damaged)
         found, _ = cache_on_disk(tmp_path, 10, bert, examples, collate, 4)
         np.testing.assert_array_equal(found[3]["hidden_states"], reference)
-    np.save(path, np.zeros((3, 2), dtype=np.float32))
-    found, _ = cache_on_disk(tmp_path, 10, bert, examples, collate, 4)
-    np.testing.assert_array_equal(found[3]["hidden_states"], reference)
+    for other in (np.zeros((3, 2), np.float32), np.load(path).astype(np.float64) + 1):
+        np.save(path, other)
+        found, _ = cache_on_disk(tmp_path, 10, bert, examples, collate, 4)
+        np.testing.assert_array_equal(found[3]["hidden_states"], reference)
 
 
 def test_nothing_stays_of_a_stopped_run_or_a_full_disk(parts, tmp_path, monkeypatch):
@@ -96,10 +104,23 @@ def test_the_longest_unused_files_make_room(parts, tmp_path):
     abandoned = tmp_path / ".encoder_outputs_x.npy.123"
     abandoned.touch()
     os.utime(abandoned, (0, 0))
+    other_run = tmp_path / ".encoder_outputs_y.npy.124"
+    other_run.touch()
     _, path = cache_on_disk(tmp_path, 1, bert, examples, collate, 4)  # 1 MiB
-    assert {file.name for file in tmp_path.iterdir()} == {
-        "encoder_outputs_old.npy", "encoder_outputs_new.npy", "mine.npy", path.name,
-    }  # fmt: skip
+    others = {"encoder_outputs_old.npy", "encoder_outputs_new.npy", "mine.npy", other_run.name}
+    assert {file.name for file in tmp_path.iterdir()} == {*others, path.name}
+    os.utime(path, (0, 0))
+    _, same = cache_on_disk(tmp_path, 1, bert, examples, collate, 4)
+    assert same == path
+    assert path.stat().st_mtime > (tmp_path / "encoder_outputs_new.npy").stat().st_mtime  # used last
+    # what is kept counts, and does not go
+    keep = [tmp_path / "encoder_outputs_old.npy", path]
+    _, next_path = cache_on_disk(tmp_path, 1, bert, examples[1:], collate, 4, keep=keep)
+    assert {file.name for file in tmp_path.iterdir()} == {*others, path.name, next_path.name}
+    (tmp_path / "encoder_outputs_new.npy").write_bytes(bytes(700_000))
+    cache_on_disk(tmp_path, 1, bert, examples[2:], collate, 4, keep=keep)
+    assert not (tmp_path / "encoder_outputs_new.npy").exists()
+    assert all(file.exists() for file in keep)
 
 
 def arguments(path, **changes):
