@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def create_bert_with_head(
     freeze_bert: bool = False,
     freeze_bert_layers: int | None = None,
     num_labels: int = 2,
-    id2label: Mapping[int | str, str] | None = None,
+    id2label: Mapping[int | str, str] | Sequence[str] | None = None,
     **options: Any,
 ) -> BertWithHead:
     """Create an encoder with a new head.
@@ -70,7 +70,7 @@ def create_bert_with_head(
         freeze_bert: train the head alone.
         freeze_bert_layers: freeze the embeddings and this many bottom layers.
         num_labels: number of classes, labels or values.
-        id2label: names of the classes.
+        id2label: names of the classes, by ids or in order.
         options: further options of the head (``pooling_type="mean"``).
 
     Raises:

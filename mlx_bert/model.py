@@ -5,7 +5,7 @@ Dimensions: B batch, N choices or items, L tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,7 +54,7 @@ class BertWithHead(nn.Module):
         head: BaseKaggleHead | HeadConfig | Mapping[str, Any],
         freeze_bert: bool = False,
         freeze_bert_layers: int | None = None,
-        id2label: Mapping[int | str, str] | None = None,
+        id2label: Mapping[int | str, str] | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.bert = bert
@@ -70,8 +70,10 @@ class BertWithHead(nn.Module):
         elif freeze_bert_layers is not None:
             self.freeze_bert(freeze_bert_layers)
 
-    def set_labels(self, id2label: Mapping[int | str, str] | None) -> None:
-        """Name the classes; ids may be strings, as JSON spells them."""
+    def set_labels(self, id2label: Mapping[int | str, str] | Sequence[str] | None) -> None:
+        """Name the classes: by ids, which may be strings as JSON spells them, or in their order."""
+        if isinstance(id2label, (list, tuple)):
+            id2label = dict(enumerate(id2label))
         self._id2label = None if id2label is None else {int(key): str(name) for key, name in id2label.items()}
 
     @property

@@ -84,6 +84,13 @@ def test_components():
     assert isinstance(model.get_head(), BaseKaggleHead)
 
 
+def test_names_of_classes_by_id_or_in_order():
+    model = small_model()
+    for names in ({"0": "a", "1": "b"}, {0: "a", 1: "b"}, ["a", "b"], ("a", "b")):
+        model.set_labels(names)
+        assert model.id2label == {0: "a", 1: "b"}
+
+
 def test_head_and_encoder_must_fit():
     head = create_head(HeadConfig(head_type="multiclass_classification", input_size=64, output_size=3))
     with pytest.raises(ValueError, match=r"expected a head with input_size 32, .* but got 64"):

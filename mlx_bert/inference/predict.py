@@ -102,8 +102,8 @@ class TextPredictor:
 
     def predict(
         self,
-        texts: Sequence[str] | Iterator[str],
-        pairs: Iterable[str] | Iterable[Sequence[str]] | None = None,
+        texts: str | Iterable[str],
+        pairs: str | Iterable[str] | Iterable[Sequence[str]] | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
         top_k: int = 1,
@@ -112,8 +112,8 @@ class TextPredictor:
         """Predict what the model's head says of each text.
 
         Args:
-            texts: any number; for a model that answers, or that chooses, the questions. An iterator gives an iterator,
-                which reads ``READ_AHEAD`` batches ahead: memory stays bounded.
+            texts: any number, or one, which gives a list of one; for a model that answers, or that chooses, the
+                questions. An iterator gives an iterator, reading ``READ_AHEAD`` batches ahead: memory stays bounded.
             pairs: the second text of each, for models trained on pairs; the context of each question; or the choices
                 of each question, a list each.
             batch_size: a batch holds as many tokens as this many texts of 128.
@@ -138,8 +138,10 @@ class TextPredictor:
             if value < 1:
                 raise ValueError(f"[predict] expected {name} of at least 1 but got {value}.")
         run = partial(self._predict, batch_size=batch_size, max_length=max_length, top_k=top_k, progress=progress)
+        if isinstance(texts, str):
+            texts, pairs = [texts], None if pairs is None else [pairs]
         if not isinstance(texts, Iterator):
-            return run(texts, pairs)
+            return run(list(texts), None if pairs is None else list(pairs))
         items = zip(texts) if pairs is None else zip(texts, pairs, strict=True)
         chunks = iter(lambda: list(islice(items, batch_size * READ_AHEAD)), [])
         return chain.from_iterable(run(*zip(*chunk, strict=True)) for chunk in chunks)

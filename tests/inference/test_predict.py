@@ -2,6 +2,7 @@ from itertools import cycle
 
 import mlx.core as mx
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -42,12 +43,16 @@ def test_order_and_padding_change_nothing(tiny_bert_folder):
         assert list(found["scores"].values()) == pytest.approx(sorted(probabilities, reverse=True), abs=1e-5)
     assert len({found["confidence"] for found in together}) == len(TEXTS)
     assert ours.predict([]) == []
+    assert ours.predict(TEXTS[0], top_k=3) == ours.predict(TEXTS[:1], top_k=3)
+    series = pandas.Series(TEXTS)[2:]  # whose first index is 2
+    assert [row["label"] for row in ours.predict(series)] == [row["label"] for row in together[2:]]
 
 
 def test_pairs_count(tiny_bert_folder):
     ours = predictor(tiny_bert_folder)
     (alone,), (paired,) = ours.predict(["the cat"]), ours.predict(["the cat"], ["a dog"])
     assert alone["confidence"] != paired["confidence"]
+    assert ours.predict("the cat", "a dog") == [paired]
 
 
 def test_several_labels(tiny_bert_folder):
