@@ -192,9 +192,11 @@ def killed_while_adding(folder):
 
 
 def test_a_killed_addition_leaves_nothing(index):
-    process = multiprocessing.get_context("spawn").Process(target=killed_while_adding, args=(index.folder,))
+    process = multiprocessing.get_context("spawn").Process(
+        target=killed_while_adding, args=(index.folder,), daemon=True
+    )
     process.start()
-    process.join()
+    process.join(120)
     assert process.exitcode == -signal.SIGKILL
     again = EmbeddingIndex.load(index.folder)
     assert len(again) == len(TEXTS)
