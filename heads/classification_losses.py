@@ -110,10 +110,11 @@ def _focus(log_p: mx.array, gamma: float) -> mx.array:
 def _binary_terms(
     logits: mx.array, labels: mx.array, label_smoothing: float, ignore_index: int
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Float logits, smoothed targets y (1 - e) + e/2, and which places count."""
+    """Float logits, smoothed targets y (1 - e) + e/2 (NaN for a y that is none), and which places count."""
     labels = align_targets(logits, labels)
     counted = labels != ignore_index
     targets = mx.where(counted, labels, 0).astype(mx.float32)
+    targets = mx.where((targets >= 0) & (targets <= 1), targets, mx.nan)
     return logits.astype(mx.float32), targets * (1 - label_smoothing) + label_smoothing / 2, counted
 
 

@@ -61,6 +61,13 @@ def test_a_label_that_is_no_class_is_never_hidden(label):
         assert np.isnan(loss(LOGITS, mx.array([0, label])).item())
 
 
+@pytest.mark.parametrize("label", [2, -1, 1.5])
+def test_a_binary_label_beyond_0_and_1_is_never_hidden(label):
+    for loss in (losses.binary_cross_entropy, losses.binary_focal_loss):
+        assert np.isnan(loss(mx.array([0.5, 1.0]), mx.array([0.0, label])).item())
+        assert np.isfinite(loss(mx.array([0.5, 1.0]), mx.array([0.0, 0.3])).item())
+
+
 def test_gamma_zero_is_the_plain_mean():
     x, labels = mx.array(normal(9, 4)), mx.array(RNG.integers(0, 4, 9))
     expected = mx.mean(losses.cross_entropy(x, labels, WEIGHTS4, 0.1, reduction="none"))
