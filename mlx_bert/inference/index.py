@@ -310,7 +310,7 @@ class EmbeddingIndex:
         return [
             [
                 {**document, "score": score}
-                for document, score in zip(self._documents(row), values, strict=False)
+                for document, score in zip(self._documents(row), values, strict=True)
                 if score > -np.inf
             ]
             for row, values in zip(places.tolist(), scores.tolist(), strict=True)
@@ -372,9 +372,8 @@ class EmbeddingIndex:
     def _documents(self, places: Iterable[int]) -> Iterator[dict[str, Any]]:
         with (self.folder / DOCUMENTS).open("rb") as lines:
             for place in places:
-                if place >= 0:
-                    lines.seek(int(self._offsets[place]))
-                    yield json.loads(lines.readline())
+                lines.seek(int(self._offsets[place]))
+                yield json.loads(lines.readline())
 
     def _sizes(self) -> dict[str, int]:
         """How many bytes of each growing file count."""

@@ -118,6 +118,7 @@ def test_documents_are_added(index, built, tiny_bert_folder, vectors, tmp_path):
         assert ids(each.search(QUERIES, 5, exact=True)) == ids(index.search(QUERIES, 5, exact=True))
         assert recall(each.search(QUERIES), nearest(vectors[::40], vectors, 10)[0].tolist()) > 0.95
     assert len(list((tmp_path / "grown").glob("graph-*"))) == 1
+    index.search("a new day", 1)  # its graph is open
     seen = []
     index.add([Record("a new day", "new"), Record("a newer day", 9999)], on_documents=seen.append)
     assert seen == [2]
@@ -166,19 +167,24 @@ def test_embeddings_at_hand_are_taken(tiny_bert_folder, built, vectors, tmp_path
 # --- additions that fail ----------------------------------------------------------------------------------------------
 
 
-def test_a_failed_addition_leaves_nothing(index):
+def test_a_failed_addition_leaves_nothing(index, tmp_path):
     before = index.search(QUERIES, 5, exact=True)
 
     def documents():
         yield from ("a good good day", "a bad bad day")
         raise RuntimeError("lost")
 
-    for documents_given, error in ((documents(), RuntimeError), ([Record("x", "n"), Record("y", "n")], ValueError)):
+    twice = [[Record("x", "n"), Record("y", "n")], [Record("x", 5)], [Record("x", "5")]]  # 5 is there
+    for documents_given, error in ((documents(), RuntimeError), *((given, ValueError) for given in twice)):
         with pytest.raises(error):
             index.add(documents_given, window=1)
         for each in (index, EmbeddingIndex.load(index.folder)):
             assert len(each) == len(TEXTS)
             assert each.search(QUERIES, 5, exact=True) == before
+    size = index.settings["documents_bytes"]
+    assert (index.folder / "documents.jsonl").stat().st_size > size  # what the addition had written
+    index.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "documents.jsonl").stat().st_size == size
     assert index.add(["good good good bad"]) == 1
     assert index.search("good good good bad", 1, exact=True)[0]["id"] == len(TEXTS)
 
