@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,18 @@ def test_one_query_many_and_vectors(built, vectors):
     assert built.search([], 4) == []
     assert len(built.search(QUERIES[0], 10_000)) == len(TEXTS)
     assert len(built.search(QUERIES[0], 10_000, exact=True)) == len(TEXTS)
+
+
+def test_a_graph_may_find_fewer(index, vectors):
+    keys = np.array([[3, 7, 7, 7, 7, 7, 7, 7], [9, 5, 7, 7, 7, 7, 7, 7]], np.uint64)  # what stands behind is left over
+    index._graph = SimpleNamespace(search=lambda coded, count: SimpleNamespace(keys=keys, counts=np.array([1, 2])))
+    first, second = index.search(vectors[[3, 5]], 2)
+    assert (ids([first]), ids([second])) == ([[3]], [[5, 9]])
+
+
+def test_bits_that_fill_no_byte(tiny_bert_folder, vectors, tmp_path):
+    index = EmbeddingIndex.build(tmp_path / "index", tiny_bert_folder, TEXTS[:60], dtype="binary", truncate_dim=12)
+    assert [hits[0]["id"] for hits in index.search(TEXTS[:5], 2, rescore_multiplier=25)] == list(range(5))
 
 
 def test_it_is_found_again(built, tiny_bert_folder):
