@@ -118,7 +118,10 @@ def test_nothing_is_left_of_a_job_that_did_nothing(texts):
     assert not job_of(texts).folder.exists()
 
 
-@pytest.mark.parametrize("change", [lambda text: text + "0\n", lambda text: text[:-4], lambda text: text[::-1]])
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text + "0\n", lambda text: text[:-4], lambda text: text[::-1], lambda text: text.replace("3", "4")],
+)
 def test_an_input_that_changes_meanwhile_is_noticed(texts, change):
     job = job_of(texts)
     job.run(lambda: look_up)

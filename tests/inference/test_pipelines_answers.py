@@ -1,6 +1,7 @@
 """Answers to questions, against the algorithm of transformers 4 written out with its tokenizers and torch."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import transformers
 from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, save_byte_tokenizer
 
 from mlx_bert.inference.pipelines import pipeline
+from mlx_bert.inference.pipelines.question_answering import _choose
 
 QUESTIONS = ["who walked?", "what was it that the dog saw", "Did Paul walk never slowly in the old city?"]
 ITEMS = [{"question": question, "context": context} for question in QUESTIONS for context in (TEXTS[0], LONG, TEXTS[2])]
@@ -208,3 +210,12 @@ def test_bad_numbers(oracle, options, message):
 def test_bad_inputs(oracle, inputs, message):
     with pytest.raises(ValueError, match=message):
         oracle(*inputs)
+
+
+def test_the_same_words_are_one_answer_in_any_case():
+    window = SimpleNamespace(offsets=[(0, 3), (4, 7), (8, 11)])
+    found = _choose("Ada and ada", [(window, [(0, 0, 0.25), (2, 2, 0.5), (1, 1, 0.3)], 0.0)], 2, False, False)
+    assert found == [
+        {"score": 0.75, "start": 0, "end": 3, "answer": "Ada"},
+        {"score": 0.3, "start": 4, "end": 7, "answer": "and"},
+    ]
