@@ -188,7 +188,7 @@ def test_a_failed_addition_leaves_nothing(index, tmp_path):
         raise RuntimeError("lost")
 
     twice = [[Record("x", "n"), Record("y", "n")], [Record("x", 5)], [Record("x", "5")]]  # 5 is there
-    for documents_given, error in ((documents(), RuntimeError), *((given, ValueError) for given in twice)):
+    for documents_given, error in (*((given, ValueError) for given in twice), (documents(), RuntimeError)):
         with pytest.raises(error):
             index.add(documents_given, window=1)
         for each in (index, EmbeddingIndex.load(index.folder)):
