@@ -129,9 +129,8 @@ class Tokenizer:
         bounds = [settings.get("model_max_length"), limit]
         bounds = [int(bound) for bound in bounds if isinstance(bound, int | float) and 0 < bound < 1_000_000]
         inputs = settings.get("model_input_names")
-        if not isinstance(
-            inputs, list
-        ):  # what transformers 5 saves for a tokenizer of no model's class has no segments
+        if not isinstance(inputs, list):
+            # transformers 5 gives no segments for a tokenizer that is saved as of no model's class
             inputs = [] if settings.get("tokenizer_class") == "TokenizersBackend" else ["token_type_ids"]
         segments = "token_type_ids" in inputs
         side = settings.get("padding_side") or "right"
