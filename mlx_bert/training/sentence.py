@@ -96,7 +96,7 @@ class SentenceEncoderTrainer(Trainer):
             )
         if isinstance(loss, type) or not callable(loss):
             raise ValueError(
-                f"[SentenceEncoderTrainer] expected a loss such as MultipleNegativesRanking() but got {loss!r}. Make one."
+                f"[SentenceEncoderTrainer] expected a loss such as MultipleNegativesRanking(), made, but got {loss!r}."
             )
         self.encoder = encoder
         self.evaluator = evaluator

@@ -498,7 +498,7 @@ PAIRS = [("a dog", "the dog"), ("a cat", "the cat"), ("rain", "the rain")]
             {},
             r"expected 2 or more texts in each row of train_examples for MultipleNegativesRanking but got 1",
         ),
-        (PAIRS, {"loss": "cosent"}, r"expected a loss such as MultipleNegativesRanking\(\) but got 'cosent'"),
+        (PAIRS, {"loss": "cosent"}, r"expected a loss such as MultipleNegativesRanking\(\), made, but got 'cosent'"),
         (PAIRS, {"loss": CoSENT}, r"expected a loss such as .* but got <class"),
         (PAIRS, {"loss": CoSENT()}, r"expected a label in each row of train_examples for CoSENT but got none"),
         (PAIRS, {"loss": Triplet()}, r"expected 3 texts in each row of train_examples for Triplet but got 2"),
