@@ -65,7 +65,7 @@ CHIPS: dict[str, Chip] = {
     "Apple M3 Max": Chip(40, 400, 14.3, _APPLE + _CLOCK.format(1.398), smaller=300),
     "Apple M3 Ultra": Chip(80, 819, 28.6, _APPLE + "; TFLOP/s: twice an M3 Max"),
     "Apple M4": Chip(10, 120, 3.8, _APPLE + _CLOCK.format(1.470)),
-    "Apple M4 Pro": Chip(20, 273, None, _APPLE + _UNKNOWN),
+    "Apple M4 Pro": Chip(20, 273, 7.5, _APPLE + _CLOCK.format(1.470)),
     "Apple M4 Max": Chip(40, 546, 17.2, _APPLE + _CLOCK.format(1.678), smaller=410),
     "Apple M5": Chip(10, 153, 4.5, "cores and bandwidth: apple.com/newsroom, 15 October 2025" + _CLOCK.format(1.740)),
     "Apple M5 Pro": Chip(20, 307, None, _M5 + _UNKNOWN),

@@ -125,6 +125,7 @@ def test_windows_of_local_layers(model_type, settings):
         ("Apple M3 Max", 30, (30, 300, 10.7)),
         ("Apple M2 Max", 30, (30, 400, 10.7)),
         ("Apple M4 Max", 32, (32, 410, 13.8)),
+        ("Apple M4 Pro", 16, (16, 273, 6.0)),
         ("Apple M5 Pro", 16, (16, 307, None)),
         ("Apple M4", None, (10, 120, 3.8)),
         ("Apple M4", 10, (10, 120, 3.8)),
