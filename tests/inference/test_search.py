@@ -133,6 +133,22 @@ def test_hard_negatives_keep_their_distance():
             assert [hit["corpus_id"] for hit in hits] == allowed[:3]
 
 
+def test_hard_negatives_beside_several_right_answers():
+    """Those do not count in the range, and the margin is measured from the worst of them."""
+    scores = all_scores(QUERIES[0])
+    order = np.argsort(-scores).tolist()
+    right = [order[0], order[1], order[4]]
+    wrong = [place for place in order if place not in right]
+
+    def mined(**options):
+        (hits,) = search.mine_hard_negatives(QUERIES[:1], CORPUS, [right], num_negatives=9, **options)
+        return [hit["corpus_id"] for hit in hits]
+
+    assert mined(range_min=1, range_max=3) == wrong[1:3]
+    far = [place for place in wrong if scores[place] <= scores[order[4]] - 0.1]
+    assert mined(range_max=80, absolute_margin=0.1) == far[:9]
+
+
 def test_errors():
     with pytest.raises(ValueError, match="top_k of at least 1 but got 0"):
         search.nearest(QUERIES, CORPUS, top_k=0)
