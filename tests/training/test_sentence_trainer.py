@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from scipy.stats import spearmanr
+from sentence_cases import encoder_of, sentences, settings
 
 from mlx_bert.core import BertCore
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.evaluators import EmbeddingSimilarityEvaluator, TripletEvaluator
-from mlx_bert.inference.sentence_modules import Dense, Normalize, Pooling
-from mlx_bert.inference.settings import EncoderSettings
-from mlx_bert.tokenizer import Tokenizer
-from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback
 from mlx_bert.training.gradient_cache import embed_in_chunks
 from mlx_bert.training.hard_negatives import HardNegatives
@@ -31,32 +28,6 @@ from mlx_bert.training.sentence_losses import (
 )
 from mlx_bert.training.step import flat_parameters, install
 
-GOOD, BAD = ("good", "great", "happy", "nice"), ("bad", "awful", "sad", "angry")
-
-
-def encoder_of(folder, dropout=0.0, include_prompt=True):
-    """A tiny encoder with mean pooling, a dense layer and normalisation."""
-    core = BertCore.from_pretrained(folder, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    mx.random.seed(3)
-    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "include_prompt": include_prompt}
-    dense = {"in_features": 32, "out_features": 16, "activation_function": "torch.nn.modules.activation.Tanh"}
-    settings = EncoderSettings(max_seq_length=16, prompts={"task": "find : "})
-    return SentenceEncoder(
-        core, Tokenizer.from_pretrained(folder), [Pooling(pooling), Dense(dense), Normalize()], settings
-    )
-
-
-def sentences(count, seed=0):
-    """Triplets: the positive has words of the anchor's kind, the negative of the other."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for number in range(count):
-        same, other = (GOOD, BAD) if number % 2 else (BAD, GOOD)
-        words = [*random.choice(same, 2), random.choice(other)]
-        texts = [f"the {random.choice(['dog', 'cat', 'book', 'city'])} is {word}" for word in words]
-        rows.append(dict(zip(("anchor", "positive", "negative"), texts, strict=True)))
-    return rows
-
 
 def scored(count, seed=0):
     return [
@@ -67,11 +38,6 @@ def scored(count, seed=0):
         }
         for number, row in enumerate(sentences(count, seed))
     ]
-
-
-def settings(folder, **options):
-    defaults = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "progress": False}
-    return TrainingArgs(output_dir=str(folder), **{**defaults, **options})
 
 
 def batch_of(encoder, rows):
@@ -482,71 +448,3 @@ def test_a_batch_has_no_text_twice_with_its_negatives(tiny_bert_folder, tmp_path
     for batch in trainer.feed.sampler.batches(3):
         texts = [text for index in batch.indices for text in {*rows[index], *trainer.feed.sampler.negatives[index]}]
         assert len(texts) == len(set(texts))
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-PAIRS = [("a dog", "the dog"), ("a cat", "the cat"), ("rain", "the rain")]
-
-
-@pytest.mark.parametrize(
-    ("rows", "options", "message"),
-    [
-        ([], {}, r"expected at least one example in train_examples"),
-        (
-            [("a dog",)],
-            {},
-            r"expected 2 or more texts in each row of train_examples for MultipleNegativesRanking but got 1",
-        ),
-        (PAIRS, {"loss": "cosent"}, r"expected a loss such as MultipleNegativesRanking\(\), made, but got 'cosent'"),
-        (PAIRS, {"loss": CoSENT}, r"expected a loss such as .* but got <class"),
-        (PAIRS, {"loss": CoSENT()}, r"expected a label in each row of train_examples for CoSENT but got none"),
-        (PAIRS, {"loss": Triplet()}, r"expected 3 texts in each row of train_examples for Triplet but got 2"),
-        (
-            [*PAIRS, ("a", "b", "c")],
-            {},
-            r"expected the columns text_1, text_2 in every row .* row 3 has text_1, text_2",
-        ),
-        ([{"text": "a", "other": 3}], {}, r"expected text in other of row 0 of train_examples but got 3"),
-        (["a dog"], {}, r"row 0 has no text"),
-        ([{"a": "x", "b": "y", "score": 1.0}, {"a": "x", "b": "y"}], {}, r"a, b and a label in every row"),
-        (PAIRS, {"prompts": {"query": "q"}}, r"expected prompts for the columns text_1, text_2 but got one for query"),
-        (PAIRS, {"batch_sampler": "shuffled"}, r"expected batch_sampler to be one of length_buckets, no_duplicates"),
-        (PAIRS, {"eval_examples": [("a", "b")], "loss": Triplet()}, r"expected 3 texts in each row of train_examples"),
-        (PAIRS, {"eval_examples": [("a",)]}, r"expected 2 or more texts in each row of eval_examples"),
-        (sentences(4), {"hard_negatives": HardNegatives()}, r"rows of an anchor and a positive but got 3 texts"),
-        (PAIRS, {"hard_negatives": HardNegatives(num_negatives=2)}, r"expected at least 4 texts to mine in but got 3"),
-    ],
-)
-def test_errors(tiny_bert_folder, tmp_path, rows, options, message):
-    options = {"loss": MultipleNegativesRanking(), **options}
-    with pytest.raises(ValueError, match=message):
-        SentenceEncoderTrainer(encoder_of(tiny_bert_folder), settings(tmp_path), rows, **options)
-
-
-def test_other_errors(tiny_bert_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"\[HardNegatives\] expected num_negatives of at least 1"):
-        HardNegatives(num_negatives=0)
-    trainer = SentenceEncoderTrainer(
-        encoder_of(tiny_bert_folder), settings(tmp_path), PAIRS, loss=MultipleNegativesRanking()
-    )
-    with pytest.raises(ValueError, match="expected examples to evaluate on but got none"):
-        trainer.evaluate()
-    evaluator = TripletEvaluator(["a dog"], ["the dog"], ["rain"])
-    trainer = SentenceEncoderTrainer(
-        encoder_of(tiny_bert_folder), settings(tmp_path, metric="loss"), PAIRS,
-        loss=MultipleNegativesRanking(), evaluator=evaluator,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=r"expected metric to be one of cosine_accuracy.* but got 'loss'"):
-        trainer.train()
-
-
-def test_a_new_run_forgets_what_was_mined_before(tiny_bert_folder, tmp_path):
-    (tmp_path / "hard_negatives").mkdir()
-    (tmp_path / "hard_negatives/epoch_0.json").write_text('{"negatives": []}')
-    trainer = SentenceEncoderTrainer(
-        encoder_of(tiny_bert_folder), settings(tmp_path, epochs=1), PAIRS, loss=MultipleNegativesRanking(),
-        hard_negatives=HardNegatives(),
-    )  # fmt: skip
-    trainer.train()
-    assert len(trainer.feed.sampler.negatives) == 3
