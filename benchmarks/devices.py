@@ -23,14 +23,14 @@ class Chip:
     Attributes:
         gpu_cores: of the largest variant.
         bandwidth_gb_s: unified memory, 1e9 bytes a second.
-        tflops: float32, 1e12 operations a second: cores x 128 lanes x 2 x clock. None where no clock is published.
+        tflops: float32, 1e12 operations a second: cores x 128 lanes x 2 x clock.
         source: where the figures come from.
         smaller: GB/s of the variant with the fewest cores where its memory is slower too (Apple's specifications).
     """
 
     gpu_cores: int
     bandwidth_gb_s: float
-    tflops: float | None
+    tflops: float
     source: str
     smaller: float | None = None
 
@@ -38,18 +38,16 @@ class Chip:
         """The chip as sold with fewer GPU cores; itself for None."""
         if cores is None or cores >= self.gpu_cores:
             return self
-        tflops = self.tflops and round(self.tflops * cores / self.gpu_cores, 1)
         return replace(
             self,
             gpu_cores=cores,
             bandwidth_gb_s=self.smaller or self.bandwidth_gb_s,
-            tflops=tflops,
+            tflops=round(self.tflops * cores / self.gpu_cores, 1),
         )
 
 
 _APPLE = "cores and bandwidth: Apple's technical specifications (support.apple.com/specs)"
 _CLOCK = "; TFLOP/s: cores x 128 lanes x 2 x {} GHz, the clock as listed at hmc-tech.com/gpu"
-_UNKNOWN = "; TFLOP/s: no clock found"
 _M5 = "cores and bandwidth: Apple's press release of March 2026, as in lowyat.net/2026/385170"
 CHIPS: dict[str, Chip] = {
     "Apple M1": Chip(8, 68.3, 2.6, _APPLE + "; TFLOP/s: Apple's newsroom, 10 November 2020"),
@@ -68,8 +66,15 @@ CHIPS: dict[str, Chip] = {
     "Apple M4 Pro": Chip(20, 273, 7.5, _APPLE + _CLOCK.format(1.470)),
     "Apple M4 Max": Chip(40, 546, 17.2, _APPLE + _CLOCK.format(1.678), smaller=410),
     "Apple M5": Chip(10, 153, 4.5, "cores and bandwidth: apple.com/newsroom, 15 October 2025" + _CLOCK.format(1.740)),
-    "Apple M5 Pro": Chip(20, 307, None, _M5 + _UNKNOWN),
-    "Apple M5 Max": Chip(40, 614, None, _M5 + _UNKNOWN, smaller=460),
+    "Apple M5 Pro": Chip(20, 307, 8.3, _M5 + "; TFLOP/s: half an M5 Max, its own clock is not published"),
+    "Apple M5 Max": Chip(
+        40,
+        614,
+        16.6,
+        _M5 + "; TFLOP/s: cores x 128 lanes x 2 x 1.620 GHz, which powermetrics shows under load: "
+        "github.com/feedback-assistant/reports/issues/830",
+        smaller=460,
+    ),
 }
 
 

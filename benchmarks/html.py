@@ -40,7 +40,7 @@ def page(results: Sequence[Mapping[str, Any]], failures: Mapping[str, str] | Non
         "Power": machine["power"],
         "MLX computes on": machine["device"].upper(),
         "The maker says": machine["nominal"]
-        and f"{machine['nominal']['bandwidth_gb_s']} GB/s, {machine['nominal']['tflops'] or '?'} TFLOP/s with "
+        and f"{machine['nominal']['bandwidth_gb_s']} GB/s, {machine['nominal']['tflops']} TFLOP/s with "
         f"{machine['nominal']['gpu_cores']} GPU cores ({machine['nominal']['source']})",
         "Versions": ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
     }
