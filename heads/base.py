@@ -57,6 +57,8 @@ class BaseKaggleHead(nn.Module, ABC):
     """Which of the options that not every head has (`_OPTIONAL_FEATURES`) this one has."""
     needs_labels: bool = True
     """Whether the loss needs labels; those of some losses of embeddings are the other rows of the batch."""
+    labels_are_classes: bool = False
+    """Whether labels are numbers of classes."""
     takes_groups: bool = False
     """Whether an example is a group of texts, `(N, L)` tokens, such as choices or a pair."""
 

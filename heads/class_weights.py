@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from heads.loss_reduction import IGNORE_INDEX
+from heads.metric_inputs import class_indices
 
 
 def class_weights_from_counts(
@@ -64,10 +65,10 @@ def compute_class_weights(
         clamp: As there.
 
     Raises:
-        ValueError: for a label outside [0, K).
+        ValueError: for a label outside [0, K), or one that is no whole number.
     """
     labels = np.asarray(labels).reshape(-1)
-    labels = labels[labels != IGNORE_INDEX].astype(np.int64)
+    labels = class_indices(labels[labels != IGNORE_INDEX], "class weights")
     if labels.size and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
         raise ValueError(
             f"[class weights] expected labels from 0 to {'K-1' if num_classes is None else num_classes - 1} but got "

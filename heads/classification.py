@@ -112,6 +112,8 @@ class MulticlassClassificationHead(_ClassificationHead):
     `(B, 1)`, -100 to ignore. Tricks: focal loss and a smoothing of 0.1.
     """
 
+    labels_are_classes = True
+
     def _build_loss_function(self) -> None:
         super()._build_loss_function()
         if self.config.use_competition_tricks and not self.label_smoothing:
@@ -139,6 +141,11 @@ class TextClassificationHead(MulticlassClassificationHead):
     Outputs: `logits (B, C)`, `probabilities (B, C)`, `predictions (B,)`; for C = 1 `logits (B, 1)` and `value (B,)`
     with the mean squared error as loss (a softmax over one class would be the constant 1).
     """
+
+    @property
+    def labels_are_classes(self) -> bool:
+        """Whether labels are numbers of classes: not with one class."""
+        return self.config.output_size > 1
 
     def _build_loss_function(self) -> None:
         super()._build_loss_function()

@@ -3,7 +3,8 @@
 Dimension key: C classes; leading axes are free.
 
 Labels equal to ``ignore_index`` (-100) do not count; the mean runs over the rest and is 0 when none remain.
-All arithmetic is float32. A class label outside [0, C) makes the loss NaN, so that it cannot pass unseen.
+All arithmetic is float32. A class label outside [0, C), or no whole number, makes the loss NaN, so that it cannot pass
+unseen.
 """
 
 import mlx.core as mx
@@ -28,8 +29,9 @@ def _class_losses(
     num_classes = logits.shape[-1]
     log_probs = nn.log_softmax(logits.astype(mx.float32), axis=-1)
     counted = labels != ignore_index
-    index = mx.where(counted, labels, 0).astype(mx.int32)
-    valid = (index >= 0) & (index < num_classes)
+    labels = mx.where(counted, labels, 0)
+    index = labels.astype(mx.int32)
+    valid = (index >= 0) & (index < num_classes) & (index == labels)
     index = mx.where(valid, index, 0)
     log_p = mx.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
     log_p = mx.where(valid, log_p, mx.nan)

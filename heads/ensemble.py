@@ -54,6 +54,7 @@ class EnsembleClassificationHead(BaseKaggleHead):
         "member_poolings": None,
     }
     FEATURES = frozenset({"ensemble_size", "label_smoothing", "class_weights"})
+    labels_are_classes = True
 
     def _check_options(self) -> None:
         super()._check_options()

@@ -99,6 +99,8 @@ class HierarchicalClassificationHead(BaseKaggleHead):
         "decoding": "joint",
     }
 
+    labels_are_classes = True
+
     def _check_options(self) -> None:
         super()._check_options()
         if not self.option("hierarchy"):

@@ -35,6 +35,19 @@ def check_not_empty(values: np.ndarray, where: str) -> None:
         raise ValueError(f"[{where}] expected at least one labelled sample but got none. Check the labels.")
 
 
+def class_indices(labels: np.ndarray, where: str) -> np.ndarray:
+    """Labels as int64, whole floats such as 1.0 too.
+
+    Raises:
+        ValueError: a label is no whole number.
+    """
+    if labels.dtype.kind == "f" and not (whole := labels == np.floor(labels)).all():
+        raise ValueError(
+            f"[{where}] expected classes, whole numbers, as labels but got {labels[~whole][0]}. Map the labels."
+        )
+    return labels.astype(np.int64)
+
+
 def check_finite(values: np.ndarray, where: str) -> None:
     """Raise ValueError if a prediction is NaN or infinite: no metric of it means anything."""
     if not np.isfinite(values).all():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from heads.loss_reduction import IGNORE_INDEX
-from heads.metric_inputs import as_numpy, check_finite, check_not_empty, flat_pair
+from heads.metric_inputs import as_numpy, check_finite, check_not_empty, class_indices, flat_pair
 from heads.ranking_metrics import ranking_metrics, recall_at_k, retrieval_metrics
 from heads.tagging_metrics import bio_entities, entity_metrics, span_metrics, token_metrics
 
@@ -61,7 +61,8 @@ def multiclass_metrics(scores: Any, labels: Any, present_only: bool = False) -> 
             f"[multiclass_metrics] expected scores (N, C) for {len(labels)} labels but got {scores.shape}. "
             "Give one row of scores per label."
         )
-    scores, labels = scores[labels != IGNORE_INDEX].astype(np.float64), labels[labels != IGNORE_INDEX].astype(np.int64)
+    counted = labels != IGNORE_INDEX
+    scores, labels = scores[counted].astype(np.float64), class_indices(labels[counted], "multiclass_metrics")
     check_not_empty(labels, "multiclass_metrics")
     num_classes = scores.shape[1]
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -182,7 +183,8 @@ def ordinal_metrics(predictions: Any, labels: Any, num_classes: int | None = Non
     from sklearn.metrics import accuracy_score, cohen_kappa_score, mean_absolute_error
 
     predicted, labels = flat_pair(predictions, labels, "ordinal_metrics")
-    predicted, labels = (x[labels != IGNORE_INDEX].astype(np.int64) for x in (predicted, labels))
+    counted = labels != IGNORE_INDEX
+    predicted, labels = predicted[counted].astype(np.int64), class_indices(labels[counted], "ordinal_metrics")
     check_not_empty(labels, "ordinal_metrics")
     highest = max(labels.max(), predicted.max())
     if min(labels.min(), predicted.min()) < 0 or (num_classes is not None and highest >= num_classes):

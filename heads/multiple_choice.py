@@ -24,6 +24,7 @@ class MultipleChoiceHead(BaseKaggleHead):
     """
 
     FEATURES = frozenset({"label_smoothing"})
+    labels_are_classes = True
     takes_groups = True
 
     def _fixed_output_size(self) -> int:

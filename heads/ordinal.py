@@ -33,6 +33,7 @@ class OrdinalRegressionHead(BaseKaggleHead):
 
     OPTIONS: ClassVar[dict[str, Any]] = {"ordinal_type": "coral", "temperature": 1.0}
     FEATURES = frozenset({"class_weights"})
+    labels_are_classes = True
 
     def _build_output_layer(self) -> None:
         kind, classes = self.option("ordinal_type"), self.config.output_size

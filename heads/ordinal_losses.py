@@ -96,7 +96,7 @@ def _ordinal_weights(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Weight of each sample (0 where ignored, NaN for a label that is no class), usable labels, which are classes."""
     counted = labels != ignore_index
-    valid = (labels >= 0) & (labels < num_classes)
+    valid = (labels >= 0) & (labels < num_classes) & (labels == labels.astype(mx.int32))
     safe = mx.where(valid, labels, 0).astype(mx.int32)
     weights = mx.ones(labels.shape) if class_weights is None else mx.array(class_weights).astype(mx.float32)[safe]
     if sample_weights is not None:

@@ -84,6 +84,7 @@ class TimeSeriesClassificationHead(_TemporalHead):
         "use_attention": True,
     }
     FEATURES = frozenset({"label_smoothing", "class_weights"})
+    labels_are_classes = True
 
     def _new_encoder(self) -> nn.Module:
         hidden, both = self.option("hidden_dim"), self.option("bidirectional")

@@ -41,6 +41,7 @@ class TokenClassificationHead(BaseKaggleHead):
         "focal_gamma": 2.0,
     }
     FEATURES = frozenset({"label_smoothing", "class_weights"})
+    labels_are_classes = True
 
     def _build_output_layer(self) -> None:
         width, layers = self.projection_output_size, self.option("rnn_layers")

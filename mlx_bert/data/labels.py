@@ -103,6 +103,42 @@ def encode_labels(
     return encoded
 
 
+def class_numbers(examples: Sequence[Example], name: str, tasks: Sequence[str] | None = None) -> list[Example]:
+    """Examples whose ``labels`` are numbers of classes, whole floats such as 1.0 as int.
+
+    Args:
+        examples: with ``labels``: a number, an array of them, or {task: labels}.
+        name: what messages call them.
+        tasks: of labels in a dict, those that are classes; None for labels that are none.
+
+    Raises:
+        ValueError: labels that are no whole numbers, all of them with their lines (else their places, from 0).
+    """
+    problems = Problems(name, "line" if examples and "line" in examples[0] else "example")
+
+    def whole(labels: Any) -> Any:
+        values = np.asarray(labels)
+        if values.dtype.kind != "f":
+            return labels
+        if (fractions := values[values != np.floor(values)]).size:
+            raise ValueError(f"expected a class, a whole number, as label but got {fractions.flat[0]}")
+        return values.astype(np.int32) if values.ndim else int(values)
+
+    checked = []
+    for place, example in enumerate(examples):
+        labels = example["labels"]
+        try:
+            if tasks is not None:
+                labels = {task: whole(own) if task in tasks else own for task, own in labels.items()}
+            else:
+                labels = whole(labels)
+        except ValueError as error:
+            problems.add(example.get("line", place), str(error))
+        checked.append(example if labels is example["labels"] else {**example, "labels": labels})
+    problems.raise_if_any()
+    return checked
+
+
 def class_weights(counts: Sequence[int]) -> list[float]:
     """Weights against imbalance: ``N / (K n_c)`` over their mean, kept within [0.5, 3].
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlx_bert.data.collate import Arrays, Collator, token_count, tokenize_examples
+from mlx_bert.data.labels import class_numbers
 from mlx_bert.data.readers import Example
 from mlx_bert.data.samplers import BatchIndices, LengthBucketSampler, balanced_weights
 from mlx_bert.data.sources import records
@@ -18,6 +19,7 @@ from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.distributed import RankShares, World
 from mlx_bert.training.encoder_cache import cache_encoder, cache_on_disk, can_cache
+from mlx_bert.training.objective import HeadObjective, Objective
 
 logger = logging.getLogger(__name__)
 TOKEN_LEVEL_HEADS = ("token_classification", "text_generation")
@@ -42,6 +44,17 @@ def default_collator(model: Any, tokenizer: Tokenizer | None, exact: bool = Fals
     )
 
 
+def labels_are_classes(model: Any, objective: Objective) -> bool | list[str]:
+    """Whether the labels that a loss takes are numbers of classes; of a head of several tasks, the tasks of which."""
+    if type(objective) is not HeadObjective:
+        return False
+    head = getattr(model, "head", None)
+    tasks = getattr(head, "task_heads", None)
+    if tasks:
+        return [name for name, own in tasks.items() if own.labels_are_classes]
+    return getattr(head, "labels_are_classes", False)
+
+
 class Feed:
     """Training and evaluation examples of a run, batch by batch.
 
@@ -55,9 +68,11 @@ class Feed:
             length-bucketed shuffled ones.
         needs_labels: whether every example must have ``labels``.
         world: the processes that share the batches; None for this one alone. ``batch_size`` is that of each.
+        classes: whether ``labels`` are numbers of classes, or the tasks of which they are.
 
     Raises:
-        ValueError: no examples, texts without a tokenizer, or ``args.sampling`` beside a sampler.
+        ValueError: no examples, texts without a tokenizer, ``args.sampling`` beside a sampler, or labels that are no
+            classes where they must be.
     """
 
     def __init__(
@@ -70,6 +85,7 @@ class Feed:
         sampler: Any = None,
         needs_labels: bool = True,
         world: World | None = None,
+        classes: bool | Sequence[str] = False,
     ) -> None:
         if sampler is not None and args.sampling != "shuffle":
             raise ValueError(
@@ -82,6 +98,7 @@ class Feed:
         self.tokenizer = tokenizer
         self.collate = collate
         self.needs_labels = needs_labels
+        self.classes = classes
         self.train = self.prepare(train, "train_examples")
         self.evaluation = self.prepare(evaluation, "eval_examples") if evaluation is not None else None
         lengths = [token_count(example) for example in self.train]
@@ -107,6 +124,8 @@ class Feed:
                 f"[Trainer] expected 'labels' in every example of {name} but example {lacking[0]} has none. "
                 "Encode them, for example with encode_labels."
             )
+        if self.classes:
+            return class_numbers(examples, name, None if self.classes is True else self.classes)
         return examples
 
     def collated(self, group: Sequence[BatchIndices]) -> list[Arrays | None]:

@@ -28,7 +28,7 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.callbacks import Callback, ProgressBar
 from mlx_bert.training.checkpoints import FREE_SETTINGS, TrainState, load_model_arrays, model_arrays
 from mlx_bert.training.distributed import World
-from mlx_bert.training.feed import Feed, default_collator
+from mlx_bert.training.feed import Feed, default_collator, labels_are_classes
 from mlx_bert.training.freezing import Phase, apply_freeze, freeze_again, freeze_tasks, frozen_keys, phases_of
 from mlx_bert.training.loggers import loggers_of
 from mlx_bert.training.lora import apply_lora, config_from_args
@@ -90,7 +90,9 @@ class Trainer:
             raise ValueError("[Trainer] expected eval_examples with patience or metric but got none. Give some.")
         collate = collate or default_collator(model, tokenizer, exact=not compiles(args))
         needs_labels = getattr(self.objective, "needs_labels", True)
-        self.feed = Feed(args, train_examples, eval_examples, tokenizer, collate, sampler, needs_labels, self.world)
+        classes = labels_are_classes(model, self.objective)
+        given = (train_examples, eval_examples, tokenizer, collate, sampler, needs_labels, self.world, classes)
+        self.feed = Feed(args, *given)
         types = {str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(model.parameters())}
         if (half := sorted(types & {"float16", "bfloat16"})) and self.world.is_main:
             logger.warning(

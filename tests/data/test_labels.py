@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mlx_bert.data.labels import LabelMap, class_weights, encode_labels
+from mlx_bert.data.labels import LabelMap, class_numbers, class_weights, encode_labels
 
 
 def test_numbers_sort_as_numbers_and_names_as_names():
@@ -47,3 +47,19 @@ def test_class_weights_of_a_worked_example():
     assert class_weights([1000, 50]) == pytest.approx([0.5, 1.904762], abs=1e-6)
     assert class_weights([10, 10, 10]) == pytest.approx([1, 1, 1])
     assert max(class_weights([1000, 1000, 0])) == pytest.approx(2.9940, abs=1e-4)
+
+
+def test_numbers_of_classes_are_whole():
+    rows = [{"labels": 1}, {"labels": np.array([0.0, -100.0])}, {"labels": 2.0, "line": 7}]
+    found = [example["labels"] for example in class_numbers(rows, "rows")]
+    assert [type(found[0]), found[1].dtype, type(found[2])] == [int, np.int32, int]
+    assert (found[0], found[1].tolist(), found[2]) == (1, [0, -100], 2)
+    by_task = [{"labels": {"a": 1.0, "b": 0.5}}]
+    assert class_numbers(by_task, "rows", ["a"]) == [{"labels": {"a": 1, "b": 0.5}}]
+    message = (
+        r"rows has 2 bad rows.*\n  line 3: expected a class, a whole number, as label but got 0\.5\n  line 9: .*nan"
+    )
+    with pytest.raises(ValueError, match=message):
+        class_numbers([{"labels": n, "line": line} for n, line in ((1.0, 2), (0.5, 3), (np.nan, 9))], "rows")
+    with pytest.raises(ValueError, match="  example 1: expected a class"):
+        class_numbers([{"labels": 0}, {"labels": [1.0, 1.5]}], "rows")

@@ -55,10 +55,15 @@ def test_ignored_samples_cost_nothing():
     assert losses.cross_entropy(x[:1], mx.array([7]), ignore_index=7).item() == 0
 
 
-@pytest.mark.parametrize("label", [3, -1, 50])
+@pytest.mark.parametrize("label", [3, -1, 50, 0.5, np.nan])
 def test_a_label_that_is_no_class_is_never_hidden(label):
     for loss in (losses.cross_entropy, losses.focal_loss):
         assert np.isnan(loss(LOGITS, mx.array([0, label])).item())
+        assert loss(LOGITS, mx.array([0.0, 2.0])).item() == loss(LOGITS, LABELS).item()
+    for loss in (losses.ordinal_loss, losses.cumulative_logits_loss):
+        rising = mx.array([[-1.0, 1.0]] * 2)
+        assert np.isnan(loss(rising, mx.array([0, label])).item())
+        assert loss(rising, mx.array([0.0, 2.0])).item() == loss(rising, LABELS).item()
 
 
 @pytest.mark.parametrize("label", [2, -1, 1.5])
@@ -340,6 +345,8 @@ def test_errors():
         losses.class_weights_from_counts([1, 2], "sqrt")
     with pytest.raises(ValueError, match=r"\[class weights\] expected labels from 0 to 1 but got 0 to 2"):
         losses.compute_class_weights([0, 1, 2], num_classes=2)
+    with pytest.raises(ValueError, match=r"\[class weights\] expected classes, whole numbers, as labels but got 0\.5"):
+        losses.compute_class_weights([0.0, 0.5])
     with pytest.raises(ValueError, match=r"\[class weights\] expected beta in \[0, 1\) but got 1"):
         losses.class_weights_from_counts([1, 2], "effective_num", beta=1)
     with pytest.raises(ValueError, match=r"\[class weights\] expected a count of at least 0 per class but got \[\]"):

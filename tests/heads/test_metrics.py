@@ -281,6 +281,8 @@ def test_a_diverged_model_has_no_metrics(call, bad):
         (lambda: metrics.binary_metrics([0.1], [-100]), r"\[binary_metrics\] expected at least one labelled sample"),
         (lambda: metrics.binary_metrics([0.1], [2]), r"\[binary_metrics\] expected labels 0 and 1 but got \[2\]"),
         (lambda: metrics.multiclass_metrics(np.eye(2), [0, 2]), r"expected labels from 0 to 1 but got \[0, 2\]"),
+        (lambda: metrics.multiclass_metrics(np.eye(2), [1.0, 0.5]), r"\[multiclass_metrics\] .* but got 0\.5"),
+        (lambda: metrics.ordinal_metrics([1, 1], [1.0, 0.5]), r"\[ordinal_metrics\] .* whole numbers, .* but got 0\.5"),
         (
             lambda: metrics.multiclass_metrics([0.1, 0.2], [0, 1]),
             r"expected scores \(N, C\) for 2 labels but got \(2,\)",
