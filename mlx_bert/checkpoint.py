@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -71,8 +71,12 @@ def entries_of(weights: Mapping[str, mx.array]) -> list[TensorEntry]:
     return [TensorEntry(name, array.shape, array.dtype, lambda a=array: a) for name, array in weights.items()]
 
 
-def float_dtype(name: str | mx.Dtype | None) -> mx.Dtype | None:
+def float_dtype(name: str | mx.Dtype | None, others: Sequence[str] = ()) -> mx.Dtype | None:
     """``"float16"`` -> ``mx.float16``; None and MLX types pass.
+
+    Args:
+        name: of a type.
+        others: further names that the caller takes, for the message.
 
     Raises:
         ValueError: not a floating type that weights may have.
@@ -80,7 +84,8 @@ def float_dtype(name: str | mx.Dtype | None) -> mx.Dtype | None:
     if name is None or name in FLOAT_DTYPES.values():
         return name
     if name not in FLOAT_DTYPES:
-        raise ValueError(f"[checkpoint] expected dtype to be one of {', '.join(FLOAT_DTYPES)} but got {name!r}.")
+        known = ", ".join([*FLOAT_DTYPES, *others])
+        raise ValueError(f"[checkpoint] expected dtype to be one of {known} but got {name!r}.")
     return FLOAT_DTYPES[name]
 
 
@@ -356,6 +361,18 @@ def _is_ready(folder: Path) -> bool:
     has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     older = any((folder / name).is_file() for name in OLDER_TOKENIZERS)
     return (folder / CONFIG).is_file() and has_weights and ((folder / "tokenizer.json").is_file() or not older)
+
+
+class FromPretrained:
+    """What ``from_pretrained`` loads from a path. The constructor, which takes the parts, refuses one and says so."""
+
+    def __new__(cls, *parts: Any, **options: Any) -> Self:
+        if parts and isinstance(parts[0], str | Path):
+            raise ValueError(
+                f"[{cls.__name__}] expected the parts of a model but got the path {str(parts[0])!r}. "
+                f"Use {cls.__name__}.from_pretrained({str(parts[0])!r})."
+            )
+        return super().__new__(cls)
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from heads.pooling import first_pool, max_pool, mean_pool
 from mlx_bert.checkpoint import (
     CONFIG,
     WEIGHTS,
+    FromPretrained,
     entries_of,
     float_dtype,
     load_strict,
@@ -122,7 +123,7 @@ class BertOutput(Mapping[str, Any]):
         return len(self._present())
 
 
-class BertCore(nn.Module):
+class BertCore(FromPretrained, nn.Module):
     """An encoder of any supported architecture.
 
     Args:

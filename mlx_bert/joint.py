@@ -23,7 +23,15 @@ from heads import HeadConfig, TokenClassificationHead
 from heads.initialization import truncated_normal_linear
 from heads.losses import cross_entropy
 from heads.metrics import entity_metrics
-from mlx_bert.checkpoint import entries_of, float_dtype, load_strict, read_json, write_json, write_safetensors
+from mlx_bert.checkpoint import (
+    FromPretrained,
+    entries_of,
+    float_dtype,
+    load_strict,
+    read_json,
+    write_json,
+    write_safetensors,
+)
 from mlx_bert.core import BertCore, BertOutput
 from mlx_bert.data.alignment import first_tokens, tag_examples, word_spans, words_of_tokens
 from mlx_bert.data.collate import IGNORE_INDEX, Arrays, Collator, token_count
@@ -61,7 +69,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class JointIntentNER(nn.Module):
+class JointIntentNER(FromPretrained, nn.Module):
     """An encoder with a linear layer on the sentence vector and a BiLSTM tagger on the tokens.
 
     The tagger is a two-layer BiLSTM of ``D / 2`` per direction, LayerNorm, Linear, GELU, dropout, Linear.

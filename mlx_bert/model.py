@@ -17,6 +17,7 @@ from heads import BaseKaggleHead, HeadConfig, create_head, get_head_registry
 from mlx_bert.checkpoint import (
     CONFIG,
     WEIGHTS,
+    FromPretrained,
     dequantize,
     entries_of,
     float_dtype,
@@ -34,7 +35,7 @@ ENCODER_FOLDER = "bert"
 HEAD_FOLDER = "head"
 
 
-class BertWithHead(nn.Module):
+class BertWithHead(FromPretrained, nn.Module):
     """An encoder with a task head.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
-from mlx_bert.checkpoint import CONFIG, read_json
+from mlx_bert.checkpoint import CONFIG, FromPretrained, read_json
 from mlx_bert.encoders import ENCODERS, find_encoder
 
 TOKENIZER = "tokenizer.json"
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     token_type_ids: mx.array | None = None
 
 
-class Tokenizer:
+class Tokenizer(FromPretrained):
     """A checkpoint's tokenizer. The pad id is the tokenizer's own: ``config.json`` is wrong about it in known models.
 
     Args:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import mlx_bert
 from mlx_bert.checkpoint import (
     INDEX,
     TensorEntry,
@@ -254,3 +256,17 @@ def test_ready_folder_converts_older_formats_once(tiny_bert_folder, tmp_path, mo
     (old / "note.txt").write_text("so that the key is another one")
     assert read_weights(ready_folder(old)).keys() == read_weights(tiny_bert_folder).keys()
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+LOADED = sorted(name for name in mlx_bert.__all__ if hasattr(getattr(mlx_bert, name), "from_pretrained"))
+
+
+@pytest.mark.parametrize("name", sorted({*LOADED} - {"SentenceTransformerMTL"}))  # which takes its encoder's folder
+def test_a_constructor_refuses_a_path(name):
+    for path in ("a/model", Path("a/model")):
+        message = rf"\[{name}\] .* but got the path 'a/model'\. Use {name}\.from_pretrained"
+        with pytest.raises(ValueError, match=message):
+            ValueError, match=rf"\[{name}\] .* but got the path 'a/model'\. Use {name}\.from_pretrained"
+        ):
+            getattr(mlx_bert, name)(path)
+    assert {"BertCore", "SentenceEncoder", "CrossEncoder", "TextPredictor", "MultiheadClassifier"} <= {*LOADED}

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Encoding
 from tqdm.auto import tqdm
 
-from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
+from mlx_bert.checkpoint import CONFIG, FromPretrained, read_json, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.data.groups import cap_tokens
 from mlx_bert.inference.batching import run_batches
@@ -35,7 +35,7 @@ Pair = Sequence[str]
 WINDOW = 4096  # pairs of an iterator in memory at a time
 
 
-class CrossEncoder:
+class CrossEncoder(FromPretrained):
     """A classifier of pairs, and what its scores go through.
 
     Args:

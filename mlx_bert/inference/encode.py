@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Encoding, normalizers
 from tqdm.auto import tqdm
 
-from mlx_bert.checkpoint import new_folder, ready_folder, write_json
+from mlx_bert.checkpoint import FromPretrained, new_folder, ready_folder, write_json
 from mlx_bert.core import BertCore
 from mlx_bert.inference import similarity as similarities
 from mlx_bert.inference.batching import run_batches
@@ -32,7 +32,7 @@ logger = logging.getLogger("mlx_bert")
 OUTPUTS = (POOLED, TOKENS, None)
 
 
-class SentenceEncoder:
+class SentenceEncoder(FromPretrained):
     """An encoder, its tokenizer, and the modules that make one vector of each text.
 
     Args:

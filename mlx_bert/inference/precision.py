@@ -37,7 +37,7 @@ def compute_dtype(dtype: str | mx.Dtype | None, folder: str | Path) -> mx.Dtype 
     if isinstance(dtype, str) and dtype == STORED:
         return None
     if dtype is not None:
-        return float_dtype(dtype)
+        return float_dtype(dtype, [STORED])
     if not on_gpu():
         return mx.float32
     places = (Path(folder, part, CONFIG) for part in ("", ENCODER_FOLDER, MULTIHEAD_ENCODER))

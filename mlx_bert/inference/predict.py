@@ -14,7 +14,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from mlx_bert.checkpoint import ready_folder
+from mlx_bert.checkpoint import FromPretrained, ready_folder
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.pipelines import MultipleChoice, MultiTask, QuestionAnswering, TokenClassification
 from mlx_bert.inference.pipelines.base import READ_AHEAD
@@ -53,7 +53,7 @@ def find_model_folder(folder: str | Path) -> Path:
     )
 
 
-class TextPredictor:
+class TextPredictor(FromPretrained):
     """A fine-tuned model with its tokenizer.
 
     Args:

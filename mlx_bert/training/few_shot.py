@@ -16,7 +16,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from mlx_bert.checkpoint import entries_of, read_json, write_json, write_safetensors
+from mlx_bert.checkpoint import FromPretrained, entries_of, read_json, write_json, write_safetensors
 from mlx_bert.data.contrastive_pairs import contrastive_pairs
 from mlx_bert.inference.encode import SentenceEncoder, check_texts
 from mlx_bert.training.args import TrainingArgs
@@ -30,7 +30,7 @@ PICKLED_HEAD = "model_head.pkl"  # SetFit's own
 DEFAULTS = {"output_dir": "few_shot_output", "epochs": 1, "batch_size": 16, "learning_rate": 2e-5, "schedule": "linear"}
 
 
-class FewShotClassifier:
+class FewShotClassifier(FromPretrained):
     """An encoder and a linear classifier of its embeddings.
 
     Args:
@@ -169,7 +169,10 @@ class FewShotClassifier:
                     f"[few-shot] {folder} keeps its classifier in {PICKLED_HEAD}, a pickle, which can run any code and "
                     "is not read. Load the encoder with SentenceEncoder and call fit_head with the examples."
                 )
-            raise FileNotFoundError(f"[few-shot] {folder} has no {CONFIG}. Give a folder of save_pretrained.")
+            raise FileNotFoundError(
+                f"[few-shot] {folder} has no {CONFIG}. Give a folder of save_pretrained; for a new classifier, "
+                "FewShotClassifier(SentenceEncoder.from_pretrained(...))."
+            )
         config = read_json(folder / CONFIG)
         head = mx.load(str(folder / HEAD), format="safetensors")
         encoder = SentenceEncoder.from_pretrained(folder, dtype)

@@ -16,7 +16,7 @@ import numpy as np
 from mlx.utils import tree_map
 from tokenizers import Encoding
 
-from mlx_bert.checkpoint import CONFIG, read_json, ready_folder
+from mlx_bert.checkpoint import CONFIG, FromPretrained, read_json, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.pipelines.options import checked_options
@@ -28,7 +28,7 @@ SPELLINGS = {"mask_token": ("[MASK]", "<mask>"), "unk_token": ("[UNK]", "<unk>")
 READ_AHEAD = 8  # batches of inputs that a pipeline takes from an iterator before it gives the first result
 
 
-class Pipeline:
+class Pipeline(FromPretrained):
     """A model, its tokenizer, and one way to use them.
 
     Options of a call may be given when the pipeline is made, too (``pipeline(task, model, top_k=3)``); a call's own
