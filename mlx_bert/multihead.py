@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from mlx_bert.checkpoint import new_folder, ready_folder
+from mlx_bert.checkpoint import FromPretrained, new_folder, ready_folder
 from mlx_bert.core import BertCore
 from mlx_bert.data.labels import LabelMap, class_weights
 from mlx_bert.data.readers import Example
@@ -72,7 +72,7 @@ __all__ = [
 ]
 
 
-class MultiheadClassifier:
+class MultiheadClassifier(FromPretrained):
     """Classifies texts by several tasks at once, over one shared encoder.
 
     Args:
@@ -80,11 +80,8 @@ class MultiheadClassifier:
     """
 
     def __init__(self, config: MultiheadConfig | Mapping[str, Any] | None = None) -> None:
-        config = {} if config is None else config.to_dict() if isinstance(config, MultiheadConfig) else config
-        self.config = MultiheadConfig.from_dict(config)  # a copy: what the caller has stays as it is
-        training = self.config.training
-        for name in ("model_name", "output_dir", "save_path"):  # which may be a Path
-            setattr(training, name, str(getattr(training, name)))
+        config = config if isinstance(config, MultiheadConfig) else MultiheadConfig.from_dict(config or {})
+        self.config = MultiheadConfig.from_dict(config.to_dict())  # a copy: what the caller has stays as it is
         self.is_trained = False
         self.model: BertWithHead | None = None
         self.tokenizer: Tokenizer | None = None
@@ -388,21 +385,24 @@ class MultiheadClassifier:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
-        """A new classifier of what :meth:`save` wrote; see :meth:`load`."""
+        """A new classifier of what :meth:`save` wrote. Errors are those of :meth:`load`."""
         return cls().load(path)
 
     def load(self, path: str | Path | None = None) -> Self:
-        """Take everything from a folder of :meth:`save`: settings, labels, weights.
+        """Replace this classifier by what :meth:`save` wrote: settings, labels, weights.
+
+        :meth:`from_pretrained` makes a new one: ``MultiheadClassifier.from_pretrained(path)``.
+
+        Args:
+            path: the folder; ``config.training.save_path`` by default.
+
+        Returns:
+            The classifier itself.
 
         Raises:
             FileNotFoundError: no such model.
             ValueError: damaged files.
         """
-        if isinstance(self, str | Path):
-            raise TypeError(
-                "[multihead] load fills a classifier that is there. "
-                f"Use MultiheadClassifier.from_pretrained({str(self)!r})."
-            )
         path = Path(self.config.training.save_path if path is None else path)
         model, tokenizer, saved = read_multihead(path)
         config = MultiheadConfig.from_dict(saved["config"])

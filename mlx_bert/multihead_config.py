@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from mlx_bert.training.args import DTYPES, OPTIMIZERS
 
@@ -194,8 +198,12 @@ class MultiheadConfig:
                 raise ValueError(f"[multihead] expected no negative {name} but got {given}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return asdict(self)
+        """The settings as JSON values: paths as text, numpy's numbers as Python's.
+
+        Raises:
+            ValueError: a value that is none.
+        """
+        return json.loads(json.dumps(asdict(self), default=_plain))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -205,6 +213,14 @@ class MultiheadConfig:
             ValueError: an unknown key.
         """
         return cls(**_known(cls, values, ""))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(f"[multihead] expected text, numbers and paths as settings but got {value!r:.60}.")
 
 
 def _known(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

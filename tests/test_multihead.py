@@ -1,6 +1,7 @@
 """MultiheadClassifier: one encoder, several classification heads."""
 
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -116,8 +117,6 @@ def test_save_and_load(trained, tmp_path):
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {"encoder", "task_heads.safetensors", "multihead_config.json"}
     again = MultiheadClassifier.from_pretrained(tmp_path / "model")
-    with pytest.raises(TypeError, match=r"Use MultiheadClassifier\.from_pretrained\('model'\)"):
-        MultiheadClassifier.load("model")
     assert MultiheadClassifier().load(tmp_path / "model").tasks == again.tasks
     assert again.predict_all_tasks(PROBES) == trained.predict_all_tasks(PROBES)
     assert again.config.to_dict() == trained.config.to_dict()
@@ -254,6 +253,25 @@ def test_groups_may_be_mappings():
     config = MultiheadConfig(head={"dropout": 0.5}, eval=EvalConfig(patience=7))
     assert config.head == HeadConfig(dropout=0.5)
     assert config == MultiheadConfig.from_dict({"head": {"dropout": 0.5}, "eval": {"patience": 7}})
+
+
+def test_settings_are_json_values():
+    given = MultiheadConfig(
+        training=TrainingConfig(model_name=Path("a/b"), output_dir=Path("runs"), epochs=np.int64(3)),
+        head={"dropout": np.float32(0.5)},
+        loss=LossConfig(use_focal_loss=np.bool_(True), task_weights={"a": np.float64(2)}),
+    )
+    plain = MultiheadConfig(
+        training=TrainingConfig(model_name="a/b", output_dir="runs", epochs=3),
+        head={"dropout": 0.5},
+        loss=LossConfig(use_focal_loss=True, task_weights={"a": 2.0}),
+    )
+    saved = json.loads(json.dumps(given.to_dict()))
+    assert saved == given.to_dict() == plain.to_dict()
+    assert MultiheadConfig.from_dict(saved) == plain
+    assert MultiheadClassifier(given).config == MultiheadClassifier(vars(given)).config == plain
+    with pytest.raises(ValueError, match="expected text, numbers and paths as settings but got <object"):
+        MultiheadConfig(training={"seed": object()}).to_dict()
 
 
 def test_configs_are_copied():
