@@ -266,7 +266,5 @@ def test_a_constructor_refuses_a_path(name):
     for path in ("a/model", Path("a/model")):
         message = rf"\[{name}\] .* but got the path 'a/model'\. Use {name}\.from_pretrained"
         with pytest.raises(ValueError, match=message):
-            ValueError, match=rf"\[{name}\] .* but got the path 'a/model'\. Use {name}\.from_pretrained"
-        ):
             getattr(mlx_bert, name)(path)
     assert {"BertCore", "SentenceEncoder", "CrossEncoder", "TextPredictor", "MultiheadClassifier"} <= {*LOADED}
