@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,6 +60,7 @@ class FewShotClassifier(FromPretrained):
         self.labels = [str(label) for label in labels]
         self.weight, self.bias = weight, bias
         self.normalize_embeddings = normalize_embeddings
+        self._runs: list[Path] = []  # folders of earlier fits
 
     def fit(
         self,
@@ -75,6 +77,9 @@ class FewShotClassifier(FromPretrained):
     ) -> TrainResult | None:
         """Train the encoder on pairs of the examples, then the classifier on its embeddings.
 
+        It may be called again, with more examples: the encoder goes on from what it is, and the run's folder is
+        ``<output_dir>-2``, then ``-3``, so that those of the fits before stay.
+
         Args:
             texts: the examples; 8 of each class are enough to begin with.
             labels: the name of each one's class.
@@ -88,6 +93,7 @@ class FewShotClassifier(FromPretrained):
             What the encoder's training came to, or None without one.
 
         Raises:
+            FileExistsError: ``output_dir`` has results of another classifier's run, and ``resume`` is False.
             ValueError: not one label per text, fewer than two classes, or settings that don't fit.
         """
         texts, labels = check_texts(texts, "few-shot"), [str(label) for label in labels]
@@ -99,10 +105,17 @@ class FewShotClassifier(FromPretrained):
             args = args if isinstance(args, TrainingArgs) else TrainingArgs.from_dict({**DEFAULTS, **settings})
             if args.max_length is None:
                 args = replace(args, max_length=self.encoder.max_seq_length)
+            args = replace(args, output_dir=str(self._free_folder(Path(args.output_dir))))
             trainer = SentenceEncoderTrainer(self.encoder, args, pairs, loss=CosineSimilarity(), callbacks=callbacks)
             result = trainer.train(resume)
+            self._runs.append(Path(args.output_dir))
         self.fit_head(texts, labels, regularization)
         return result
+
+    def _free_folder(self, folder: Path) -> Path:
+        """The first of ``folder``, ``folder-2``, ... that no earlier fit wrote."""
+        numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+        return next(each for each in chain([folder], numbered) if each not in self._runs)
 
     def fit_head(self, texts: Sequence[str], labels: Sequence[str], regularization: float = 1.0) -> None:
         """Train the classifier alone, as in :meth:`fit`."""

@@ -108,6 +108,19 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(tiny_bert_folder, tmp_path):
     np.testing.assert_array_equal(fit("again", resume=tmp_path / "whole" / "checkpoint_1"), whole)
 
 
+def test_it_is_fitted_again(tiny_bert_folder, tmp_path):
+    """On more examples, with the settings as they were; the folders of the fits before stay as they are."""
+    classifier = FewShotClassifier(SentenceEncoder.from_pretrained(tiny_bert_folder))
+    found = []
+    for count in (4, 6, 8):
+        found.append(classifier.fit(*examples(count), args(tmp_path / "run")).output_dir)
+    assert [folder.name for folder in found] == ["run", "run-2", "run-3"]
+    assert all((folder / "final_model").is_dir() for folder in found)
+    another = FewShotClassifier(classifier.encoder)
+    with pytest.raises(FileExistsError, match="run has results of another run. Choose another folder"):
+        another.fit(*examples(4), args(tmp_path / "run"))
+
+
 def test_errors(tiny_bert_folder, tmp_path):
     classifier = FewShotClassifier(SentenceEncoder.from_pretrained(tiny_bert_folder))
     for call in (lambda: classifier.predict(["a"]), lambda: classifier.save_pretrained(tmp_path / "x")):
