@@ -143,11 +143,15 @@ class JointIntentNER(FromPretrained, nn.Module):
             attention_mask: ``(B, L)``, 1 for real tokens; None when nothing is padded.
             token_type_ids: ``(B, L)`` or None.
         """
-        return self._outputs(self.bert(input_ids, attention_mask, token_type_ids))
+        encoded = self.bert(input_ids, attention_mask, token_type_ids)
+        if self.reads_states:
+            return self.from_states(encoded.last_hidden_state, attention_mask)
+        return self._outputs(encoded)
 
     def from_states(self, hidden_states: mx.array, attention_mask: mx.array | None = None) -> dict[str, mx.array]:
         """The same from the encoder's ``hidden_states`` ``(B, L, D)``, if :attr:`reads_states`."""
         pooler = getattr(self.bert.encoder, "pooler", None)
+        hidden_states = hidden_states.astype(self.intent_head.weight.dtype)  # heads in float32 pool in float32
         return self._outputs(BertOutput(hidden_states, attention_mask, pooler=pooler))
 
     def _outputs(self, encoded: BertOutput) -> dict[str, mx.array]:

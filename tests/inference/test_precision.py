@@ -162,6 +162,7 @@ class Widened(nn.Module):
         rounded = tree_map(lambda array: array.astype(mx.float16).astype(mx.float32), whole.parameters())
         whole.update(rounded)
         self.embeddings = whole.embeddings  # of a tied language model
+        self.pooler = getattr(whole, "pooler", None)
 
     def __call__(self, *inputs):
         output = self.half(*inputs)
@@ -265,10 +266,11 @@ def test_tasks_beside_embeddings_in_float32(tiny_bert_folder, tmp_path, sharing)
         assert_equal_to_the_last_digits(found, wanted)
 
 
-def test_intents_in_float32(tiny_bert_folder, tmp_path):
+@pytest.mark.parametrize("sentence", ["cls", "pooler"])
+def test_intents_in_float32(tiny_bert_folder, tmp_path, sentence):
     mx.random.seed(5)
     core, tokenizer = BertCore.from_pretrained(tiny_bert_folder), Tokenizer.from_pretrained(tiny_bert_folder)
-    JointIntentNER(core, tokenizer, ["x", "y", "z"], ["O", "a"], sentence="cls").save_pretrained(tmp_path)
+    JointIntentNER(core, tokenizer, ["x", "y", "z"], ["O", "a"], sentence=sentence).save_pretrained(tmp_path)
     half, whole = both(lambda dtype: JointIntentNER.from_pretrained(tmp_path, dtype).eval(), lambda model: model.bert)
     batch = tokenizer(TEXTS)
     for found, wanted in zip(half(*batch).values(), whole(*batch).values(), strict=True):
