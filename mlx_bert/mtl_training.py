@@ -167,7 +167,8 @@ class MTLTrainer:
 
     Args:
         model: it has the best weights after training (the last ones without validation examples).
-        args: settings; a mapping replaces single ones of the defaults: rate 2e-5, batch 16, 5 epochs, all checkpoints.
+        args: settings; a mapping replaces single ones of the defaults: rate 2e-5, batch 16, 5 epochs, all
+            checkpoints (``checkpoint_epoch_<n>``).
         task_weights, embedding_weight, temperature, sharing_weight: see :class:`MTLObjective`.
         sampling: ``"shuffle"`` takes every example once an epoch; ``"sqrt"`` and ``"equal"`` take more of tasks with
             few labels (see :class:`TaskBatches`); ``"loss_ratio"`` and ``"error_rate"`` draw a task by its validation

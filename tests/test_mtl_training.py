@@ -166,7 +166,7 @@ def test_defaults_of_training(tiny_bert_folder, tmp_path):
     assert MTLTrainer(new_model(tiny_bert_folder)).args.epochs == 5
     assert history["val_metrics"] == []
     assert [epoch["topic_accuracy"] >= 0 for epoch in history["train_metrics"]] == [True, True]
-    assert {path.name for path in tmp_path.glob("checkpoint_*")} == {"checkpoint_1", "checkpoint_2"}
+    assert {path.name for path in tmp_path.glob("checkpoint_*")} == {"checkpoint_epoch_1", "checkpoint_epoch_2"}
     rows_of_text = [
         {"text": text, "topic": topic, "sentiment": sentiment}
         for text, topic, sentiment in zip(SENTENCES, [0, 1, None, 2], [None, 0, 1, 2], strict=True)

@@ -76,9 +76,9 @@ def losses(history: dict) -> list[float]:
 @pytest.mark.parametrize(
     ("callback", "raised", "checkpoint"),
     [
-        (StopAt(4), TrainingInterrupted, 4),  # while the heads train alone
-        (StopAt(11), TrainingInterrupted, 11),  # within an epoch of the main phase
-        (CrashAt(11), RuntimeError, 9),  # back to the last epoch's end
+        (StopAt(4), TrainingInterrupted, "4"),  # while the heads train alone
+        (StopAt(11), TrainingInterrupted, "11"),  # within an epoch of the main phase
+        (CrashAt(11), RuntimeError, "epoch_3"),  # back to the last epoch's end
         (CrashAt(2), RuntimeError, None),  # before the first checkpoint
     ],
     ids=["heads", "main", "crash", "early"],
@@ -381,7 +381,7 @@ def test_adding_a_task_resumes_exactly(whole, tmp_path):
     once, wanted = added("once")
     with pytest.raises(TrainingInterrupted):
         added("runs", callbacks=[StopAt(4)])
-    assert [path.name for path in (tmp_path / "runs" / "run-1").glob("checkpoint_*")] == ["checkpoint_4"]
+    assert [path.name for path in (tmp_path / "runs" / "run-1").glob("checkpoint_*")] == ["checkpoint_epoch_2"]
     steps = []
     counter = type("Counter", (Callback,), {"on_step": lambda self, trainer: steps.append(trainer.state.step)})()
     again, result = added("runs", resume=True, callbacks=[counter])

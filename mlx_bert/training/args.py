@@ -121,8 +121,17 @@ class TrainingArgs:
     greater_is_better: bool | None = setting(None, "whether a greater metric is better; known for losses and errors")
     patience: int = setting(0, "stop after this many evaluations without an improvement; 0 never stops early")
     min_delta: float = setting(0.0, "what counts as an improvement for patience")
-    save_every: str = setting("epoch", "when to write a checkpoint to resume from: epoch, no, or a number of updates")
+    save_every: str = setting(
+        "epoch",
+        "when to write a checkpoint to resume from: epoch (checkpoint_epoch_N after N epochs), no, or a number of "
+        "updates (checkpoint_N after N updates, as at a stop)",
+    )
     keep_checkpoints: int = setting(1, "newest checkpoints to keep; 0 keeps all")
+    save_optimizer: bool = setting(
+        False,
+        "also keep the optimiser's state in best_model and final_model, as optimizer.safetensors; with AdamW three "
+        "times the size",
+    )
     log_every: int = setting(10, "updates between two readings of the loss")
     log_to: str | None = setting(
         None, "where else to log: tensorboard (event files in the output folder), wandb, or both joined by a comma"

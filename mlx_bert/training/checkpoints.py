@@ -1,8 +1,14 @@
-"""Checkpoints of a run: everything that an exact resume needs, in ``output_dir/checkpoint_<updates>``."""
+"""Checkpoints of a run: everything that an exact resume needs.
+
+In ``output_dir``, those of an epoch's end (``save_every="epoch"``) are ``checkpoint_epoch_<epochs>``, counted over all
+phases; all others, those of a stop too, are ``checkpoint_<updates>``. Which is newer, the updates in their
+``metadata.json`` tell, never the names.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,9 +28,14 @@ OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
 METADATA = "metadata.json"
 FORMAT = 2
-_NAME = re.compile(r"checkpoint_(\d+)")
+_NAME = re.compile(r"checkpoint_(epoch_)?\d+")
 # Settings that a resumed run may change: they don't touch the numbers.
-FREE_SETTINGS = ("output_dir", "save_every", "keep_checkpoints", "log_every", "progress", "cache_dir", "log_to", "plot")
+FREE_SETTINGS = (
+    *("output_dir", "save_every", "keep_checkpoints", "save_optimizer"),
+    *("log_every", "progress", "cache_dir", "log_to", "plot"),
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -119,11 +130,11 @@ def save_checkpoint(
     learning_rate: float,
     is_scheduled: bool = True,
 ) -> Path:
-    """Write ``checkpoint_<step>`` completely or not at all, then remove those beyond ``keep_checkpoints``.
+    """Write a checkpoint completely or not at all, then remove those beyond ``keep_checkpoints``.
 
     Those that the mean needs stay. It does not count one that is not scheduled, of a run that was asked to stop.
     """
-    path = output_dir / f"checkpoint_{state.step}"
+    path = checkpoint_path(output_dir, state, args, is_scheduled)
     with new_folder(path, overwrite=True) as folder:
         write_safetensors(folder / WEIGHTS, entries_of(model_arrays(model)))
         write_safetensors(folder / OPTIMIZER, entries_of(optimizer))
@@ -141,13 +152,30 @@ def save_checkpoint(
             "state": state.to_dict(),
         }
         write_json(folder / METADATA, metadata)
+    for name in {f"checkpoint_{state.step}", f"checkpoint_epoch_{state.passes}"} - {path.name}:
+        if state.update == 0 and (output_dir / name).is_dir():  # of the same updates, before save_every changed
+            _remove(output_dir / name)
     if args.keep_checkpoints:
         averaged = best_checkpoints if args.average_of == "best" else last_checkpoints
         kept = averaged(output_dir, args.average_checkpoints) if args.average_checkpoints else []
         for _, old in list_checkpoints(output_dir)[: -args.keep_checkpoints]:
             if old not in kept:
-                shutil.rmtree(old, ignore_errors=True)
+                _remove(old)
     return path
+
+
+def checkpoint_path(output_dir: Path, state: TrainState, args: TrainingArgs, is_scheduled: bool) -> Path:
+    """Where the checkpoint of a state lies: ``checkpoint_epoch_<passes>`` if ``save_every="epoch"`` asks for it."""
+    by_epoch = is_scheduled and args.save_every == "epoch"
+    return output_dir / (f"checkpoint_epoch_{state.passes}" if by_epoch else f"checkpoint_{state.step}")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; one that is half removed when the run is killed has no longer its name."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def best_checkpoints(output_dir: str | Path, count: int, phase: int | None = None) -> list[Path]:
@@ -172,7 +200,7 @@ def last_checkpoints(output_dir: str | Path, count: int, phase: int | None = Non
 
 
 def _of_phase(output_dir: str | Path, phase: int | None) -> list[tuple[Path, dict[str, Any]]]:
-    found = [(path, read_json(path / METADATA)) for _, path in list_checkpoints(output_dir)]
+    found = _with_metadata(output_dir)
     wanted = phase if phase is not None or not found else found[-1][1]["state"]["phase"]
     return [
         (path, metadata)
@@ -182,12 +210,22 @@ def _of_phase(output_dir: str | Path, phase: int | None) -> list[tuple[Path, dic
 
 
 def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """Step and folder of each checkpoint, oldest first."""
+    """Step and folder of each checkpoint, oldest first; a folder without readable metadata is none."""
+    return [(metadata["step"], path) for path, metadata in _with_metadata(output_dir)]
+
+
+def _with_metadata(output_dir: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and metadata of each checkpoint, by the updates before it."""
     found = []
     for path in Path(output_dir).glob("checkpoint_*"):
-        if (match := _NAME.fullmatch(path.name)) and path.is_dir():
-            found.append((int(match[1]), path))
-    return sorted(found)
+        if not (_NAME.fullmatch(path.name) and path.is_dir()):
+            continue
+        try:
+            metadata = read_json(path / METADATA)
+            found.append((int(metadata["step"]), path, metadata))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("[checkpoints] %s is passed over, as its metadata cannot be read: %s", path, error)
+    return [(path, metadata) for _, path, metadata in sorted(found, key=lambda entry: entry[:2])]
 
 
 def remove_partial_files(output_dir: Path) -> None:

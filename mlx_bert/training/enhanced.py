@@ -31,7 +31,8 @@ class EnhancedTrainer:
 
     Args:
         model: the model.
-        output_dir: gets ``checkpoint_N/``, ``best_model/``, ``final_model/`` and ``training_history.json``.
+        output_dir: gets ``checkpoint_N/`` after N updates, ``best_model/`` and ``final_model/``, each with the
+            optimiser's state unless ``save_optimizer=False`` is among the settings, and ``training_history.json``.
         num_epochs: passes over the data.
         batch_size: examples per forward pass; the data are batched anew, by length.
         learning_rate: peak rate of encoder and head.
@@ -86,6 +87,7 @@ class EnhancedTrainer:
             "eval_every": eval_steps,
             "save_every": save_steps,
             "patience": early_stopping_patience,
+            "save_optimizer": True,
             "seed": seed,
         }
         self.args = TrainingArgs.from_dict({**own, **settings})

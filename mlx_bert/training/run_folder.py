@@ -17,9 +17,11 @@ from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.averaging import average_checkpoints
 from mlx_bert.training.checkpoints import (
     METADATA,
+    OPTIMIZER,
     Checkpoint,
     TrainState,
     best_checkpoints,
+    checkpoint_path,
     last_checkpoints,
     list_checkpoints,
     load_checkpoint,
@@ -139,9 +141,9 @@ class RunFolder:
         learning_rate: float,
         is_scheduled: bool = True,
     ) -> Path:
-        """Write ``checkpoint_<step>``; see :func:`checkpoints.save_checkpoint`."""
+        """Write a checkpoint and say where; see :func:`checkpoints.save_checkpoint`."""
         if not self.world.is_main:
-            return self.path / f"checkpoint_{state.step}"
+            return checkpoint_path(self.path, state, self.args, is_scheduled)
         path = save_checkpoint(
             self.path, state, self.args, self.model, optimizer, average, self.setup, learning_rate, is_scheduled
         )
@@ -162,8 +164,8 @@ class RunFolder:
         names = self.world.on_main(load)
         return self.world.share_arrays(mean), names
 
-    def save_best(self, state: TrainState) -> None:
-        """Keep the model as the best one so far."""
+    def save_best(self, state: TrainState, optimizer: dict[str, mx.array]) -> None:
+        """Keep the model as the best one so far; ``optimizer`` as in :meth:`save_model`."""
         if not self.world.is_main:
             return
         best, before = self.path / BEST_STATE, self.path / BEST_BEFORE
@@ -171,7 +173,7 @@ class RunFolder:
         if saved is not None and saved < state.phase and best.is_file() and not before.exists():
             best.replace(before)  # a run that is killed now will end that phase again, with its best weights
         write_safetensors(best, entries_of(model_arrays(self.model)), {"step": str(state.best_step)})
-        self.save_model("best_model", state)
+        self.save_model("best_model", state, optimizer)
 
     def restore_best(self, state: TrainState, is_last: bool) -> None:
         """Give the model the best weights of the run.
@@ -200,8 +202,14 @@ class RunFolder:
             (self.path / BEST_STATE).unlink(missing_ok=True)
             (self.path / BEST_BEFORE).unlink(missing_ok=True)
 
-    def save_model(self, name: str, state: TrainState) -> None:
-        """Write a folder that ``from_pretrained`` loads, with ``metadata.json`` about the run."""
+    def save_model(self, name: str, state: TrainState, optimizer: dict[str, mx.array] | None = None) -> None:
+        """Write a folder that ``from_pretrained`` loads, with ``metadata.json`` about the run.
+
+        Args:
+            name: of the folder.
+            state: where the run stands.
+            optimizer: the optimiser's state, written if ``save_optimizer`` is set.
+        """
         if not self.world.is_main:
             return
         with new_folder(self.path / name, overwrite=True) as folder:
@@ -219,6 +227,8 @@ class RunFolder:
             latest = (history["epochs"] or [{}])[-1]
             if self.adapters is not None:
                 save_adapters(self.model, folder / "adapters", self.adapters)
+            if self.args.save_optimizer and optimizer is not None:
+                write_safetensors(folder / OPTIMIZER, entries_of(optimizer))
             metadata = {
                 "step": step,
                 "metrics": state.best_metrics if is_best else latest,

@@ -314,7 +314,7 @@ class Trainer:
             if self.args.average_checkpoints:
                 self._average_checkpoints()
             with self._averaged():
-                self.folder.save_model("final_model", state)
+                self.folder.save_model("final_model", state, self.optimizer.state_arrays())
         if self.step.average:
             install(self.model, self.step.average)
         if state.best_step is not None:
@@ -394,7 +394,7 @@ class Trainer:
                 state.best_value, state.best_step, state.best_metrics = value, state.step, metrics
             record = self._record_epoch({**about, "is_best": is_best}, metrics)
             if is_best:
-                self.folder.save_best(state)
+                self.folder.save_best(state, self.optimizer.state_arrays())
         reference = state.patience_value
         # a first value that is no number would never be improved upon
         if math.isfinite(value) and (reference is None or sign * (value - reference) > self.args.min_delta):

@@ -25,7 +25,7 @@ def head_of(folder):
 
 
 def by_hand(run, steps):
-    arrays = [load_file(run / f"checkpoint_{step}" / "model.safetensors") for step in steps]
+    arrays = [load_file(run / f"checkpoint_epoch_{step // 3}" / "model.safetensors") for step in steps]
     return {name: np.mean([each[name].astype(np.float64) for each in arrays], axis=0) for name in arrays[0]}
 
 
@@ -36,7 +36,7 @@ def test_the_mean_of_the_last_checkpoints_is_the_final_model(toy, tmp_path):
     wanted = by_hand(tmp_path / "run", (9, 12))
     np.testing.assert_allclose(head_of(tmp_path / "run/final_model"), wanted["head.output.weight"], atol=1e-7)
     last = result.history["epochs"][-1]
-    assert last["averaged"] == ["checkpoint_9", "checkpoint_12"]
+    assert last["averaged"] == ["checkpoint_epoch_3", "checkpoint_epoch_4"]
     metadata = json.loads((tmp_path / "run/final_model/metadata.json").read_text())
     assert metadata["metrics"]["eval_loss"] == last["eval_loss"]
     assert result.metrics["loss"] == min(record["eval_loss"] for record in result.history["epochs"])
@@ -52,7 +52,7 @@ def test_the_best_ones_are_kept_and_averaged(toy, tmp_path):
     losses = {record["step"]: record["eval_loss"] for record in result.history["epochs"] if "averaged" not in record}
     best = sorted(sorted(losses, key=losses.get)[-2:])
     assert best != [12, 15]  # or the last would do
-    assert result.history["epochs"][-1]["averaged"] == [f"checkpoint_{step}" for step in best]
+    assert result.history["epochs"][-1]["averaged"] == [f"checkpoint_epoch_{step // 3}" for step in best]
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == sorted({*best, 15})
     wanted = by_hand(tmp_path / "run", best)
     np.testing.assert_allclose(head_of(tmp_path / "run/final_model"), wanted["head.output.weight"], atol=1e-7)
@@ -75,9 +75,9 @@ def test_a_resumed_run_averages_the_same_and_only_the_last_phase_counts(toy, tmp
         except KeyboardInterrupt:
             trainer = Trainer(toy.model(), args, toy.examples(24), toy.examples(9, 1), toy.tokenizer)
             result = trainer.train(resume=True)
-        assert result.history["epochs"][-1]["averaged"] == ["checkpoint_6", "checkpoint_9"]
+        assert result.history["epochs"][-1]["averaged"] == ["checkpoint_epoch_2", "checkpoint_epoch_3"]
     np.testing.assert_array_equal(head_of(tmp_path / "whole/final_model"), head_of(tmp_path / "parts/final_model"))
-    assert [path.name for path in last_checkpoints(tmp_path / "whole", 9, phase=0)] == ["checkpoint_3"]
+    assert [path.name for path in last_checkpoints(tmp_path / "whole", 9, phase=0)] == ["checkpoint_epoch_1"]
     assert len(best_checkpoints(tmp_path / "whole", 9)) == 2
 
 

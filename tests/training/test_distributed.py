@@ -309,7 +309,8 @@ def test_ranks_share_the_run_of_a_frozen_encoder_over_choices(settings, toy, pai
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings, pair, tmp_path):
-    adam = {**settings, "plain": False, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}
+    args = {**ARGS, "ema_decay": 0.9, "epochs": 3, "save_optimizer": True}
+    adam = {**settings, "plain": False, "args": args}
     outputs = {"output": [str(tmp_path / "parts"), str(tmp_path / "nothing")]}
     stopped = pair({**adam, **outputs, "stop_at": 5})
     # the signal comes after the fifth update: the ranks agree on it in the sixth
@@ -321,6 +322,8 @@ def test_a_signal_to_one_rank_stops_all_and_the_resumed_run_is_the_same(settings
     assert not (tmp_path / "nothing").exists()
     for model in ("final_model", "best_model"):
         assert_close(weights(tmp_path / "whole" / model), weights(tmp_path / "parts" / model), 0)
+        states = [load_file(tmp_path / run / model / "optimizer.safetensors") for run in ("whole", "parts")]
+        assert_close(*states, 0)
     # with another number of ranks the same batches cannot be had
     with pytest.raises(ValueError, match="other number of ranks: was 2 and is 1"):
         rank_worker.build({**adam, **outputs, "args": {**ARGS, "ema_decay": 0.9, "epochs": 3}}).train(
@@ -336,7 +339,7 @@ def test_a_signal_at_any_point_stops_both_ranks_at_one_update(settings, pair, tm
     given |= {"output": [str(tmp_path / "runs")]}
     # where the signal comes, and how the run ends: the ranks agree on it in the next update, if there is one
     points = {
-        (0, "_part_step", 1): "checkpoint_2",  # in the first batch of the first update
+        (0, "_part_step", 1): "checkpoint_epoch_1",  # in the first batch of the first update
         (1, "_collective", 1): "checkpoint_1",  # while the weights are handed out
         (0, "write_safetensors", 2): "checkpoint_3",  # in the checkpoint of the first epoch
         (1, "_part_step", 6): "finished",  # in the last update

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from safetensors.numpy import load_file
 
 from mlx_bert.data.collate import Collator, tokenize_examples
 from mlx_bert.model import BertWithHead
@@ -39,6 +40,9 @@ def test_the_folders_and_the_history(toy, data, tmp_path):
     assert present == {"checkpoint_9", "best_model", "final_model", "training_history.json", "training_args.json"}
     files = {path.name for path in (tmp_path / "run/checkpoint_9").iterdir()}
     assert files == {"model.safetensors", "optimizer.safetensors", "metadata.json"}
+    for model in ("best_model", "final_model"):
+        assert all((tmp_path / "run" / model / name).is_file() for name in ("optimizer.safetensors", "metadata.json"))
+        assert next((tmp_path / "run" / model).rglob("model.safetensors"))
     metadata = json.loads((tmp_path / "run/checkpoint_9/metadata.json").read_text())
     assert metadata["step"] == 9
     assert {"best_metrics", "learning_rate"} <= metadata.keys()
@@ -55,15 +59,19 @@ def test_the_folders_and_the_history(toy, data, tmp_path):
         history,
         history["epochs"][-1]["learning_rate"],
     )
+    states = [load_file(tmp_path / "run" / name / "optimizer.safetensors") for name in ("checkpoint_9", "final_model")]
+    assert all((states[1][name] == array).all() for name, array in states[0].items())
     loaded = BertWithHead.from_pretrained(tmp_path / "run/best_model")
     np.testing.assert_array_equal(loaded.head.output.weight, trainer.model.head.output.weight)
     assert trainer.evaluate(data[:9]) == pytest.approx(result.metrics)
 
 
 def test_a_run_of_few_updates_is_measured_at_its_end(toy, data, tmp_path):
-    result = EnhancedTrainer(toy.model(), tmp_path / "run", num_epochs=1, progress=False).train(data, data[:9])
+    settings = {"num_epochs": 1, "progress": False, "save_optimizer": False}
+    result = EnhancedTrainer(toy.model(), tmp_path / "run", **settings).train(data, data[:9])
     assert (result.best_step, result.metrics.keys() >= {"loss", "accuracy"}) == (2, True)
     assert (tmp_path / "run/best_model/metadata.json").is_file()
+    assert not list(tmp_path.rglob("optimizer.safetensors"))
 
 
 def test_what_is_frozen_stays(toy, data, tmp_path):
