@@ -194,7 +194,8 @@ class RunFolder:
         load_model_arrays(self.model, self.world.share_arrays(best), "best model")
         mx.eval(self.model.parameters())
         if is_last and self.world.is_main and not (self.path / "best_model").exists():
-            self.save_model("best_model", state)  # a kill fell between two renames
+            # a kill fell between two renames; of the optimiser's state then nothing is left
+            self.save_model("best_model", state)
 
     def forget_best(self) -> None:
         """Remove the best weights of the run, which ``best_model`` has too."""
