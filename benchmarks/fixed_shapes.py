@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import mlx.core as mx
 
@@ -22,10 +22,15 @@ def in_pieces(forward: Callable[[mx.array], mx.array], ids: mx.array) -> mx.arra
     with ExitStack() as stack:
         if len(streams) > 1 and (len(pieces) > 1 or length >= cpu.SPREAD_FROM):
             stack.enter_context(blas.single_threaded())
-        if len(pieces) == 1:
-            stack.enter_context(cpu.spread_over(streams))
-        for number, piece in enumerate(pieces):
-            with mx.stream(streams[number % len(streams)]):
-                outputs.append(forward(piece))
+        for first in range(0, len(pieces), len(streams)):
+            group = pieces[first : first + len(streams)]
+            with cpu.spread_over(streams) if len(group) == 1 else nullcontext():
+                started = []
+                for piece, stream in zip(group, streams, strict=False):
+                    with mx.stream(stream):
+                        started.append(forward(piece))
+            mx.async_eval(started)
+            mx.eval(outputs[-len(streams) :])  # one group ahead
+            outputs += started
         mx.eval(outputs)
     return mx.concatenate(outputs)

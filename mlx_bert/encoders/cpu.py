@@ -247,13 +247,13 @@ def attention(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | 
     rows, heads = max(1, TILE // (H * L * keys)), min(H, max(1, TILE // (L * keys)))
     queries = min(L, max(MIN_QUERIES, TILE // keys))
 
-    streams = itertools.cycle(getattr(_own, "streams", []) or [mx.default_stream(mx.cpu)])
+    turns = _Turns()
 
     def tile(row: int, head: int, first: int) -> mx.array:
         place = (slice(row, row + rows), slice(head, head + heads), slice(first, first + queries))
-        with mx.stream(next(streams)):
+        with turns.next():
             part = None if mask is None else _cut(mask, place)
-            return _attend(query[place], key[place[:2]], value[place[:2]], part).swapaxes(1, 2)
+            return turns.attend(query[place], key[place[:2]], value[place[:2]], part)
 
     # (B, L, H, d) is what the projection behind takes: putting the tiles together is the only copy on the way there.
     return _joined(
@@ -285,18 +285,42 @@ def attention_in_blocks(
     key = key.swapaxes(-1, -2)
     mask = mx.where(mask, 0.0, CLOSED).reshape(B, -1, 1, window, 3 * window)
     rows = min(B, max(1, TILE // (H * 3 * window * window)))
-    streams = itertools.cycle(getattr(_own, "streams", []) or [mx.default_stream(mx.cpu)])
+    turns = _Turns()
 
     def block(row: int, first: int) -> mx.array:
         own, last, begin = slice(row, row + rows), min(first + window, L), first - window
         near = slice(max(0, begin), min(L, last + window))
-        with mx.stream(next(streams)):
+        with turns.next():
             part = mask[own, first // window, :, : last - first, near.start - begin : near.stop - begin]
-            return _attend(query[own, :, first:last], key[own, :, :, near], value[own, :, near], part).swapaxes(1, 2)
+            return turns.attend(query[own, :, first:last], key[own, :, :, near], value[own, :, near], part)
 
     return _joined(
         [_joined([block(row, first) for first in range(0, L, window)], 1) for row in range(0, B, rows)], 0
     ).swapaxes(1, 2)
+
+
+class _Turns:
+    """Parts of one attention, computed one after the other on each of the streams that share it out.
+
+    MLX takes the operations of several streams in turn only while few of them (20) could come next. Parts that all
+    could would make it finish one stream's batch before it hands the other stream its own.
+    """
+
+    def __init__(self) -> None:
+        self._streams = itertools.cycle(getattr(_own, "streams", []) or [mx.default_stream(mx.cpu)])
+        self._latest: dict[mx.Stream, mx.array] = {}
+
+    def next(self) -> mx.StreamContext:
+        """The next part is computed on the next stream."""
+        self._stream = next(self._streams)
+        return mx.stream(self._stream)
+
+    def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        """:func:`_attend` as ``(B, L, H, d)``, after the part before it on this stream."""
+        if self._stream in self._latest:
+            (query,) = mx.depends([query], [self._latest[self._stream]])
+        self._latest[self._stream] = found = _attend(query, key, value, mask).swapaxes(1, 2)
+        return found
 
 
 def _attend(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:

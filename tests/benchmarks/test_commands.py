@@ -91,9 +91,9 @@ def test_switches_really_switch(tiny_bert_folder, monkeypatch):
     compare.check_equal(outputs)
 
 
-@pytest.mark.parametrize(("rows", "pieces"), [(1, 1), (5, 3)])
-def test_switches_of_fixed_shapes(rows, pieces, tiny_bert_folder, monkeypatch):
-    """A row alone is spread over the cores, several go in pieces; each switch has its effect, and all agree."""
+@pytest.mark.parametrize(("rows", "pieces", "parts"), [(1, 1, 2), (5, 3, 4)])
+def test_switches_of_fixed_shapes(rows, pieces, parts, tiny_bert_folder, monkeypatch):
+    """A piece alone is spread over the cores, others take a core each; each switch has its effect, and all agree."""
     config = {"model_type": "modernbert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4}
     config |= {"num_attention_heads": 2, "intermediate_size": 24, "local_attention": 4, "max_position_embeddings": 64}
     encoder = SentenceEncoder(BertCore(config).eval(), Tokenizer.from_pretrained(tiny_bert_folder))
@@ -117,7 +117,7 @@ def test_switches_of_fixed_shapes(rows, pieces, tiny_bert_folder, monkeypatch):
         outputs[name], counts[name] = engine(), seen.copy()
     compare.check_equal(outputs)
     whole = counts["mlx-bert"]
-    assert whole["linear"] == 4 * 4 * (2 if rows == 1 else pieces)
+    assert whole["linear"] == 4 * 4 * parts
     assert counts["on one CPU stream"]["linear"] == 4 * 4 * pieces
     assert counts["large batches"]["linear"] == 4 * 4 * 2  # a single batch, spread
     assert whole["_gelu"] == whole["linear"] / 4

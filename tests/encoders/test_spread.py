@@ -1,4 +1,8 @@
-"""One long batch on several CPU streams: the same results, on all of them."""
+"""CPU streams: one long batch on several of them gives the same results, and a batch on each is computed in turn."""
+
+import io
+import re
+from collections import Counter, deque
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -106,6 +110,47 @@ def test_an_encoder_gives_the_same_on_several_streams(streams, model_type, monke
         12,
     }  # a third of the 40 tokens (poolers take 2-D)
     np.testing.assert_allclose(np.asarray(result), np.asarray(whole), atol=2e-6)
+
+
+def front(*outputs: mx.array) -> int:
+    """How many operations could be the next one, at most, as MLX walks from the outputs to what they need.
+
+    It walks breadth first, which takes streams in turn, while these are no more than 20; then one output after the
+    other (``eval_impl`` in mlx/transforms.cpp).
+    """
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *outputs)
+    makers, users = {}, Counter()  # {array: (the operation that makes it, the arrays that this one needs)}
+    for operation in re.split(r"^.*shape=rectangle.*$", graph.getvalue(), flags=re.MULTILINE)[1:]:
+        needed = set(re.findall(r'^("\w+") -> ', operation, re.MULTILINE))
+        made = re.findall(r' -> ("\w+")$', operation, re.MULTILINE)
+        makers |= dict.fromkeys(made, (made[0], needed))
+        users.update(needed)
+    ready, widest, done = deque(array for array in makers if not users[array]), 0, set()
+    while ready:
+        widest = max(widest, len(ready))
+        name, needed = makers[ready.popleft()]
+        for array in () if name in done else needed:
+            users[array] -= 1
+            if not users[array] and array in makers:
+                ready.append(array)
+        done.add(name)
+    assert not +users
+    return widest
+
+
+@pytest.mark.parametrize("model_type", LONG_CONTEXT)
+def test_mlx_takes_the_batches_of_two_streams_in_turn(streams, model_type):
+    mx.random.seed(0)
+    core = BertCore({"model_type": model_type, **SIZES, **LONG_CONTEXT[model_type]}).eval()
+    mx.eval(core.parameters())
+    outputs = []
+    for stream in streams[:2]:
+        ids = mx.random.randint(1, 50, (2, 40), key=mx.random.key(1))
+        mask = mx.arange(40) < mx.array([[40], [30]])
+        with mx.stream(stream):
+            outputs.append(core(ids, mask.astype(mx.int32)).last_hidden_state)
+    assert front(*outputs) <= 20
 
 
 def test_arrays_side_by_side(streams):
