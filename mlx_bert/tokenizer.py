@@ -117,10 +117,8 @@ class Tokenizer(FromPretrained):
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"[tokenizer] {folder / TOKENIZER} cannot be read: {error}.") from None
         settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
-        special = read_json(folder / SPECIAL_TOKENS) if (folder / SPECIAL_TOKENS).is_file() else {}
-        pad_token = settings.get("pad_token") or special.get("pad_token") or (fast.padding or {}).get("pad_token")
-        if isinstance(pad_token, dict):
-            pad_token = pad_token.get("content")
+        spellings = special_token(folder, "pad_token")
+        pad_token = spellings[0] if spellings else (fast.padding or {}).get("pad_token")
         if pad_token is None:
             pad_token = next((token for token in ("[PAD]", "<pad>") if fast.token_to_id(token) is not None), None)
         if pad_token is None:
@@ -277,6 +275,19 @@ class Tokenizer(FromPretrained):
         if not (folder / TOKENIZER).is_file():
             self.fast.no_truncation()
             self.fast.save(str(folder / TOKENIZER))
+
+
+def special_token(folder: Path, name: str) -> list[str]:
+    """How the files of a folder spell ``"mask_token"``, ``"pad_token"``, ...: maybe not at all, or in two ways, of
+    which the first counts."""
+    settings, special = (
+        read_json(folder / file) if (folder / file).is_file() else {} for file in (TOKENIZER_CONFIG, SPECIAL_TOKENS)
+    )
+    # as transformers: the second file is that of folders whose first one does not list all tokens
+    parts = (settings, special) if "added_tokens_decoder" in settings else (special, settings)
+    tokens = [part.get(name) for part in parts]
+    spellings = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+    return [spelling for spelling in spellings if isinstance(spelling, str) and spelling]
 
 
 def _longest_row(folder: Path) -> int | None:

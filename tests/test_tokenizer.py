@@ -70,6 +70,17 @@ def test_the_pad_id_is_the_tokenizers_own(tiny_bert_folder, tmp_path):
     assert np.array(tokenizer(["the dog", "the"]).input_ids)[1, -1] == 4
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_file_that_names_the_pad(tiny_bert_folder, tmp_path, listed):
+    shutil.copytree(tiny_bert_folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"pad_token": "[MASK]", **({"added_tokens_decoder": {}} if listed else {})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "[SEP]"}}))
+    wanted = transformers.AutoTokenizer.from_pretrained(tmp_path).pad_token
+    assert Tokenizer.from_pretrained(tmp_path).pad_token == wanted == ("[MASK]" if listed else "[SEP]")
+
+
 def test_the_bound_is_the_smaller_of_tokenizer_and_encoder(tiny_bert_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_bert_folder, folder)

@@ -1,13 +1,19 @@
 """Masked words against transformers' pipeline."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from pipeline_cases import LONG, assert_alike, assert_same_in_any_batch, save, theirs
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer
 
+from mlx_bert.factory import create_bert_with_head
 from mlx_bert.inference.pipelines import FillMask, pipeline
+from mlx_bert.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,37 @@ def test_the_mask_that_the_folder_names(folder, tmp_path):
     assert best["sequence"] == f"the {best['token_str']}"
     with pytest.raises(ValueError, match="expected the mask token film in 'the dog'"):
         pipeline("fill-mask", tmp_path)("the dog")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_file_that_names_the_mask(folder, tmp_path, listed):
+    """Two may do so. transformers reads the older one where the newer does not list all tokens."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"mask_token": "film", **({"added_tokens_decoder": {}} if listed else {})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"mask_token": {"content": "dog"}}))
+    wanted = AutoTokenizer.from_pretrained(tmp_path).mask_token
+    assert wanted == ("film" if listed else "dog")
+    pipe = pipeline("fill-mask", tmp_path)
+    assert pipe.tokenizer.fast.id_to_token(pipe._mask_id) == wanted
+
+
+def test_a_mask_that_no_file_names(pipes):
+    ours, _ = pipes
+    for words, wanted in ((["<mask>", "[MASK]"], "[MASK]"), (["<mask>"], "<mask>")):
+        fast = FastTokenizer(WordLevel({word: number for number, word in enumerate(["[PAD]", *words])}))
+        assert fast.id_to_token(FillMask(ours.model, Tokenizer(fast))._mask_id) == wanted
+
+
+def test_padding_to_the_left_changes_nothing_where_positions_are_relative(tiny_bert_folder):
+    mx.random.seed(5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = {"model_type": "modernbert", "vocab_size": 200, "pad_token_id": 0, **sizes}
+    model = create_bert_with_head(bert_config=config, head_type="text_generation", num_labels=200)
+    right, left = Tokenizer.from_pretrained(tiny_bert_folder), Tokenizer.from_pretrained(tiny_bert_folder)
+    left.padding_side = "left"
+    assert_alike(FillMask(model, left)(MASKED[:4]), FillMask(model, right)(MASKED[:4]))
 
 
 def test_only_masked_places_are_scored(pipes):

@@ -22,7 +22,7 @@ from mlx_bert.inference.batching import run_batches
 from mlx_bert.inference.pipelines.options import checked_options
 from mlx_bert.inference.precision import compute_dtype
 from mlx_bert.model import METADATA, BertWithHead
-from mlx_bert.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, Batch, Tokenizer
+from mlx_bert.tokenizer import Batch, Tokenizer, special_token
 
 SPELLINGS = {"mask_token": ("[MASK]", "<mask>"), "unk_token": ("[UNK]", "<unk>")}
 READ_AHEAD = 8  # batches of inputs that a pipeline takes from an iterator before it gives the first result
@@ -205,12 +205,9 @@ class Pipeline(FromPretrained):
 
     def _special_id(self, name: str) -> int | None:
         """The id of ``"mask_token"``, ``"unk_token"``, ... as the tokenizer's files name it; None without one."""
-        spellings = list(SPELLINGS.get(name, ()))
-        for file in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
-            if self.tokenizer.folder is not None and (self.tokenizer.folder / file).is_file():
-                token = read_json(self.tokenizer.folder / file).get(name)
-                spellings.insert(0, token.get("content") if isinstance(token, dict) else token)
-        ids = (self.tokenizer.fast.token_to_id(token) for token in spellings if isinstance(token, str))
+        folder = self.tokenizer.folder
+        spellings = [*(special_token(folder, name) if folder is not None else ()), *SPELLINGS.get(name, ())]
+        ids = map(self.tokenizer.fast.token_to_id, spellings)
         return next((number for number in ids if number is not None), None)
 
     def _label(self, index: int) -> str:
