@@ -9,7 +9,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
+from mlx_bert.core import BertCore
 from mlx_bert.inference.encode import SentenceEncoder
+from mlx_bert.tokenizer import Tokenizer
 
 MEAN = ("sentence_transformers.models.Pooling", {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
 TEXTS = ["abc", "", "query a b c d e f g", "hello doc world", "x" * 100, "a", "A B C"]
@@ -77,6 +79,18 @@ def test_everything(encoder, reference):
     (ours,), (theirs,) = (model.encode(["a cat sat"], output_value=None) for model in (encoder, reference))
     assert np.asarray(ours["input_ids"]).tolist() == theirs["input_ids"].tolist()
     np.testing.assert_allclose(np.asarray(ours["sentence_embedding"]), theirs["sentence_embedding"].numpy(), atol=2e-6)
+
+
+def test_padding_to_the_left_changes_nothing_where_positions_are_relative(tiny_bert):
+    mx.random.seed(5)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    core = BertCore({"model_type": "modernbert", "vocab_size": 64, "pad_token_id": 0, **sizes})
+    right, left = (SentenceEncoder(core, Tokenizer.from_pretrained(tiny_bert)) for _ in range(2))
+    left.tokenizer.padding_side = "left"
+    for found, wanted in zip(*(model.encode(TEXTS, output_value=None) for model in (left, right)), strict=True):
+        assert found["input_ids"].tolist() == wanted["input_ids"].tolist()
+        for name in ("token_embeddings", "sentence_embedding"):
+            np.testing.assert_allclose(found[name], wanted[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

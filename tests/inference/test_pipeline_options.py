@@ -60,6 +60,13 @@ def test_options_when_made_and_when_called(folders, task, kind, options, inputs,
         assert_alike(ours(inputs, call["candidate_labels"]), reference(inputs, **call))
 
 
+def test_an_option_by_its_own_name_comes_before_tokenizer_kwargs(folders):
+    pipe = pipeline("feature-extraction", folders["Model"])
+    inner = {"tokenizer_kwargs": {"max_length": 9}}
+    assert [len(pipe(LONG, **inner)[0]), len(pipe(LONG, max_length=7, **inner)[0])] == [9, 7]
+    assert len(pipe.set_options(max_length=8, **inner)(LONG)[0]) == 8
+
+
 def test_options_of_answers(tmp_path):
     folder = save(tmp_path, "ForQuestionAnswering")
     asked = {"question": "who?", "context": TEXTS[0]}

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, theirs
 
-from mlx_bert.inference.pipelines import ALIASES, PIPELINES, base, pipeline
+from mlx_bert.core import BertCore
+from mlx_bert.inference.pipelines import ALIASES, PIPELINES, FeatureExtraction, base, pipeline
+from mlx_bert.tokenizer import Tokenizer
+from reference import save_word_tokenizer
 
 KINDS = {
     "three": {"labels": ["bad", "fine", "good"]},
@@ -71,6 +74,21 @@ def test_feature_extraction(tmp_path):
     with pytest.raises(ValueError, match="expected texts of at most 64 tokens but got a longer one"):
         ours(LONG, truncation=False)
     assert_same_in_any_batch(ours, TEXTS)
+
+
+def test_features_on_either_side_of_padding(tmp_path):
+    """A text's own tokens, whatever stands beside them."""
+    mx.random.seed(5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    core = BertCore({"model_type": "modernbert", "vocab_size": 200, "pad_token_id": 0, **sizes})
+    save_word_tokenizer(tmp_path)
+    right, left = Tokenizer.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
+    left.padding_side = "left"
+    wanted, found = (FeatureExtraction(core, tokenizer)(TEXTS, return_tensors=True) for tokenizer in (right, left))
+    for states, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(np.array(other), np.array(states), atol=1e-5)
+    encoding = right.encode(TEXTS[1:2])[0]
+    np.testing.assert_allclose(wanted[1], core(mx.array([encoding.ids])).last_hidden_state, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
