@@ -7,10 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from mlx.utils import tree_flatten
 from sentence_transformers import CrossEncoder as Reference
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from mlx_bert.inference import cross_encoder
+from mlx_bert.inference import cross_encoder, precision
 from mlx_bert.inference.cross_encoder import CrossEncoder
 
 PAIRS = [("abc", "query a"), ("", "x"), ("a b c d", "e f g " * 30), ("hello", "doc world"), ("A", "B C")]
@@ -63,6 +64,26 @@ CONFIGS = {
     "older": {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh"},
     "own code": {"sentence_transformers": {"activation_fn": "mine.Activation"}},
 }
+
+
+TANH, SIGMOID = (f"torch.nn.modules.activation.{name}" for name in ("Tanh", "Sigmoid"))
+OWN = "config_sentence_transformers.json"
+
+
+@pytest.mark.parametrize(
+    ("beside", "config", "wanted"),
+    [
+        ({}, {"sentence_transformers": {"activation_fn": TANH}, "sbert_ce_default_activation_function": SIGMOID}, TANH),
+        ({"activation_fn": TANH}, {"sentence_transformers": {"activation_fn": SIGMOID}}, TANH),
+        ({"sentence_transformers": {"activation_fn": TANH}, "activation_fn": SIGMOID}, {}, TANH),
+        ({"activation_fn": None}, {"sbert_ce_default_activation_function": TANH}, TANH),
+        ({"sbert_ce_default_activation_function": TANH}, {"activation_fn": TANH}, None),
+    ],
+)
+def test_which_of_several_activations_counts(tmp_path, beside, config, wanted):
+    for name, values in ((OWN, beside), ("config.json", config)):
+        (tmp_path / name).write_text(json.dumps(values))
+    assert cross_encoder.stored_activation(tmp_path) == wanted
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -190,6 +211,29 @@ def test_a_new_classifier(folder, tiny_bert):
     np.testing.assert_array_equal(same.predict(PAIRS), CrossEncoder.from_pretrained(folder).predict(PAIRS))
     assert other.predict(PAIRS).shape == (len(PAIRS), 2)
     assert CrossEncoder.from_pretrained(tiny_bert, num_labels=1).predict(PAIRS).shape == (len(PAIRS),)
+
+
+def test_the_type_of_a_classifier(folder, tiny_bert, monkeypatch):
+    """float16 on a GPU, but float32 where it is to be trained, unless a type is asked for."""
+    monkeypatch.setattr(precision, "on_gpu", lambda: True)
+    has = CrossEncoder.from_pretrained(folder).num_labels
+    for source, options, wanted in (
+        (folder, {}, mx.float16),
+        (folder, {"num_labels": has}, mx.float32),
+        (folder, {"num_labels": has + 1, "dtype": "bfloat16"}, mx.bfloat16),
+        (tiny_bert, {"num_labels": 2}, mx.float32),
+    ):
+        model = CrossEncoder.from_pretrained(source, **options).model
+        arrays = [array for _, array in tree_flatten(model.bert.parameters())]
+        assert {array.dtype for array in arrays} == {wanted}, options
+
+
+def test_a_classifier_of_as_many_classes_is_kept(folder):
+    weights = CrossEncoder.from_pretrained(folder).model.head.state_arrays()
+    has = CrossEncoder.from_pretrained(folder).num_labels
+    kept, new = (CrossEncoder.from_pretrained(folder, num_labels=n).model.head.state_arrays() for n in (has, has + 1))
+    assert all(mx.array_equal(kept[name], array) for name, array in weights.items())
+    assert any(new[name].shape != array.shape for name, array in weights.items())
 
 
 def test_a_new_classifier_over_a_sentence_encoder(minilm):
