@@ -200,13 +200,15 @@ def test_fingerprints_tell_models_apart(tiny_bert_folder, tmp_path):
 
 
 class TwoProcesses:
-    """A group of which this process is the first, and the other sends what ``other`` makes of our own."""
+    """A group of which this process is one, and the other sends what ``other`` makes of our own."""
 
-    def __init__(self, monkeypatch, other):
-        monkeypatch.setattr(mx.distributed, "all_gather", lambda x, group: mx.concatenate([x, other(x)]))
+    def __init__(self, monkeypatch, other, rank=0):
+        self.number = rank
+        turn = -1 if rank else 1
+        monkeypatch.setattr(mx.distributed, "all_gather", lambda x, group: mx.concatenate([x, other(x)][::turn]))
 
     def rank(self):
-        return 0
+        return self.number
 
     def size(self):
         return 2
@@ -232,3 +234,24 @@ def test_an_odd_number_of_windows_is_shared(texts, monkeypatch):
     job.run(lambda: look_up)
     assert job.finish() == 110
     np.testing.assert_array_equal(np.load(texts.with_name("out.npy")), VECTORS)
+
+
+def test_the_first_process_alone_keeps_what_is_done(texts, monkeypatch):
+    """The others, on machines of their own, embed their share and write nothing."""
+    said = iter([None, [[2.0]], [[0.0], [1.0]]])  # by the first: the digest is ours, two windows are missing
+
+    def first(x):
+        found = next(said, None)
+        return x if found is None else mx.array(found)
+
+    group = TwoProcesses(monkeypatch, first, rank=1)
+    job = EmbeddingJob(TextFiles(texts), texts.with_name("out.npy"), {}, 20, group)
+    job.folder.mkdir()
+    np.save(job.folder / "window-00000003.npy", VECTORS[60:80])
+    before = sorted(path.name for path in job.folder.iterdir())
+    assert job.open(resume=False) == 0  # what lies here is not asked
+    seen, told = [], []
+    job.run(lambda: lambda texts: seen.extend(texts) or look_up(texts), told.append)
+    assert seen == [str(number) for number in range(20, 40)]  # the second of the two
+    assert told == [20, 20]
+    assert sorted(path.name for path in job.folder.iterdir()) == before
