@@ -49,8 +49,11 @@ def embed_in_chunks(module: nn.Module, embed: Embed, parts: Sequence[Arrays], ch
             first = next(iter(chunk))
             chunk = {**chunk, first: mx.depends(chunk[first], list(after))}
         module.update(tree_unflatten(list(zip(names, values, strict=True))))
-        with random_key(keys[place]):
-            return embed(number, chunk)
+        try:
+            with random_key(keys[place]):
+                return embed(number, chunk)
+        finally:
+            module.update(before)  # not those of a gradient, which hold all that it was computed from
 
     def forward(*values: mx.array) -> list[mx.array]:
         embeddings: list[mx.array] = []
@@ -71,10 +74,7 @@ def embed_in_chunks(module: nn.Module, embed: Embed, parts: Sequence[Arrays], ch
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else gradients
         return total
 
-    try:
-        embeddings = cached(*values) if values else forward()
-    finally:
-        module.update(before)
+    embeddings = cached(*values) if values else forward()
     found = [[] for _ in parts]
     for (number, _), array in zip(chunks, embeddings, strict=True):
         found[number].append(array)
