@@ -25,6 +25,15 @@ TINY = {
     "intermediate_size": 64,
     "max_position_embeddings": 64,
 }
+RELATIVE = {  # an encoder for which it does not matter where in a row a text stands
+    "model_type": "modernbert",
+    "vocab_size": 200,
+    "pad_token_id": 0,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 def save(folder: Path, kind: str, labels: list[str] | None = None, **options) -> Path:

@@ -6,6 +6,7 @@ import threading
 import mlx.core as mx
 import numpy as np
 import pytest
+from pipeline_cases import RELATIVE
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
@@ -83,8 +84,7 @@ def test_everything(encoder, reference):
 
 def test_padding_to_the_left_changes_nothing_where_positions_are_relative(tiny_bert):
     mx.random.seed(5)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    core = BertCore({"model_type": "modernbert", "vocab_size": 64, "pad_token_id": 0, **sizes})
+    core = BertCore(RELATIVE)
     right, left = (SentenceEncoder(core, Tokenizer.from_pretrained(tiny_bert)) for _ in range(2))
     left.tokenizer.padding_side = "left"
     for found, wanted in zip(*(model.encode(TEXTS, output_value=None) for model in (left, right)), strict=True):

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, theirs
+from pipeline_cases import LONG, RELATIVE, TEXTS, assert_alike, assert_same_in_any_batch, save, theirs
 
 from mlx_bert.core import BertCore
 from mlx_bert.inference.pipelines import ALIASES, PIPELINES, FeatureExtraction, base, pipeline
@@ -79,8 +79,7 @@ def test_feature_extraction(tmp_path):
 def test_features_on_either_side_of_padding(tmp_path):
     """A text's own tokens, whatever stands beside them."""
     mx.random.seed(5)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    core = BertCore({"model_type": "modernbert", "vocab_size": 200, "pad_token_id": 0, **sizes})
+    core = BertCore(RELATIVE)
     save_word_tokenizer(tmp_path)
     right, left = Tokenizer.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
     left.padding_side = "left"

@@ -6,7 +6,7 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from pipeline_cases import LONG, assert_alike, assert_same_in_any_batch, save, theirs
+from pipeline_cases import LONG, RELATIVE, assert_alike, assert_same_in_any_batch, save, theirs
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer
@@ -92,9 +92,7 @@ def test_a_mask_that_no_file_names(pipes):
 
 def test_padding_to_the_left_changes_nothing_where_positions_are_relative(tiny_bert_folder):
     mx.random.seed(5)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = {"model_type": "modernbert", "vocab_size": 200, "pad_token_id": 0, **sizes}
-    model = create_bert_with_head(bert_config=config, head_type="text_generation", num_labels=200)
+    model = create_bert_with_head(bert_config=RELATIVE, head_type="text_generation", num_labels=200)
     right, left = Tokenizer.from_pretrained(tiny_bert_folder), Tokenizer.from_pretrained(tiny_bert_folder)
     left.padding_side = "left"
     assert_alike(FillMask(model, left)(MASKED[:4]), FillMask(model, right)(MASKED[:4]))

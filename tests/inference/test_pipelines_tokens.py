@@ -5,7 +5,16 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
-from pipeline_cases import LONG, TEXTS, assert_alike, assert_same_in_any_batch, save, save_byte_tokenizer, theirs
+from pipeline_cases import (
+    LONG,
+    RELATIVE,
+    TEXTS,
+    assert_alike,
+    assert_same_in_any_batch,
+    save,
+    save_byte_tokenizer,
+    theirs,
+)
 
 from mlx_bert.factory import create_bert_with_head
 from mlx_bert.inference.pipelines import TokenClassification, pipeline
@@ -80,9 +89,7 @@ def test_words(pipes, strategy):
 
 def test_padding_to_the_left_changes_nothing_where_positions_are_relative(tiny_bert_folder):
     mx.random.seed(5)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = {"model_type": "modernbert", "vocab_size": 200, "pad_token_id": 0, **sizes}
-    model = create_bert_with_head(bert_config=config, head_type="token_classification", initializer_range=1.0)
+    model = create_bert_with_head(bert_config=RELATIVE, head_type="token_classification", initializer_range=1.0)
     right, left = Tokenizer.from_pretrained(tiny_bert_folder), Tokenizer.from_pretrained(tiny_bert_folder)
     left.padding_side = "left"
     wanted = TokenClassification(model, right)(TEXTS, ignore_labels=[])

@@ -117,7 +117,7 @@ def test_it_is_fitted_again(tiny_bert_folder, tmp_path):
     assert [folder.name for folder in found] == ["run", "run-2", "run-3"]
     assert all((folder / "final_model").is_dir() for folder in found)
     another = FewShotClassifier(classifier.encoder)
-    with pytest.raises(FileExistsError, match="run has results of another run. Choose another folder"):
+    with pytest.raises(FileExistsError, match=r"run has results of another run\. Choose another folder"):
         another.fit(*examples(4), args(tmp_path / "run"))
 
 
