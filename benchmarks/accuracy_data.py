@@ -20,7 +20,7 @@ LAYOUT = {
     "emobank": "text, targets (three numbers)",
     "wnut17": "tokens, tags (BIO, one per token)",
     "codah": "question, choices, label (the place of the right one)",
-    "squad11": "question, context, answers (text and answer_start, a list each)",
+    "squad11": "question, context, answers (text and answer_start, a list each, or a list of both)",
     "stsb": "text_a, text_b, score (0 to 5)",
     "snips_joint": "text, tokens, tags (BIO, one per token), label (the intent)",
 }

@@ -11,6 +11,7 @@ from benchmarks.accuracy_data import Context, Figure, Recipe
 from benchmarks.accuracy_frozen import PROBES, affect, classes, emotions
 from heads import HeadConfig
 from mlx_bert.data.alignment import tag_windows
+from mlx_bert.data.kinds import answers
 from mlx_bert.data.questions import question_windows
 from mlx_bert.inference.encode import SentenceEncoder
 from mlx_bert.inference.evaluators import EmbeddingSimilarityEvaluator
@@ -138,9 +139,13 @@ def tagging(context: Context) -> list[Figure]:
 
 def questions(context: Context) -> list[Figure]:
     """Answers that stand in a text, everything trained. The last weights count: validation is what is reported."""
+
+    def rows(part: str) -> list[dict[str, Any]]:
+        return [{**row, "answers": answers(row["answers"], "answers")} for row in context.rows("squad11", part)]
+
     core, tokenizer = context.encoder()
-    train = question_windows(context.rows("squad11", "train"), tokenizer)
-    windows = numbered(question_windows(context.rows("squad11", "validation"), tokenizer, keep=True))
+    train = question_windows(rows("train"), tokenizer)
+    windows = numbered(question_windows(rows("validation"), tokenizer, keep=True))
     model = BertWithHead(core, HeadConfig("question_answering", core.get_hidden_size(), 2))
     settings = context.settings(
         epochs=2, batch_size=16, learning_rate=2e-4, head_learning_rate=1e-3, eval_batch_size=32, eval_every="no"

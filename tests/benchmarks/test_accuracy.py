@@ -21,6 +21,8 @@ def row_of(data: str, random: random.Random) -> dict:
     words = ["the", random.choice(["movie", "book", "dog"]), "is", random.choice((GOOD, BAD)[kind])]
     text = " ".join(words)
     tags = ["O", "B-thing", "O", "O"]
+    answers = [{"text": words[1], "answer_start": 4}]  # as SQuAD's own files have them, and as the Hub's
+    answers = random.choice((answers, {"text": [words[1]], "answer_start": [4]}))
     return {
         "uci_sentiment": {"text": text, "label": kind},
         "clinc150": {"text": text, "label": words[3], "domain": ("up", "down")[kind]},
@@ -28,7 +30,7 @@ def row_of(data: str, random: random.Random) -> dict:
         "emobank": {"text": text, "targets": [3.0 + kind, random.random(), random.random()]},
         "wnut17": {"tokens": words, "tags": tags},
         "codah": {"question": words[0], "choices": [words[1], *GOOD], "label": kind},
-        "squad11": {"question": "what is it", "context": text, "answers": {"text": [words[1]], "answer_start": [4]}},
+        "squad11": {"question": "what is it", "context": text, "answers": answers},
         "stsb": {"text_a": text, "text_b": f"a {words[1]}", "score": 5 * random.random()},
         "snips_joint": {"text": text, "tokens": words, "tags": tags, "label": ("play", "book")[kind]},
     }[data]
