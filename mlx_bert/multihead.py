@@ -131,6 +131,7 @@ class MultiheadClassifier(FromPretrained):
     ) -> TrainResult:
         """Train all heads together: first the heads alone, then with the top layers of the encoder.
 
+        With validation data the weights of the best epoch stay; where the heads alone train, each head's own best one.
         Each run gets a numbered folder in ``training.output_dir``; its ``best_model`` (``final_model`` without
         validation data) is what :meth:`load` takes.
 

@@ -131,6 +131,7 @@ def training_args(config: MultiheadConfig, freeze: str, evaluates: bool, folder:
         max_length=settings.max_length,
         dtype=settings.dtype,
         metric=evaluation.metric if evaluates else None,
+        best_heads=heads_only and evaluates,
         patience=max(0, evaluation.patience) if evaluates else 0,
         min_delta=evaluation.min_delta,
         save_every=settings.save_every,

@@ -299,9 +299,13 @@ def test_a_frozen_encoder_trains_the_heads_for_all_epochs(tiny_bert_folder, tmp_
     config = classifier_of(tiny_bert_folder, tmp_path, epochs=1).config.to_dict()
     config["encoder"] = {"freeze_epochs": 2, "unfreeze_layers": 0}
     result = MultiheadClassifier(config).train(DATA, progress=False)
-    assert [record["phase"] for record in result.history["epochs"]] == ["main"] * 3
+    epochs = [record for record in result.history["epochs"] if "best_heads" not in record]
+    assert [record["phase"] for record in epochs] == ["main"] * 3
     args = json.loads((result.output_dir / "training_args.json").read_text())
     assert (args["freeze"], args["head_learning_rate"]) == ("backbone", pytest.approx(5e-2))
+    for task in DATA:  # each head is the one of its best epoch
+        accuracy = max(record[f"eval_{task}_accuracy"] for record in epochs)
+        assert result.metrics[f"{task}_accuracy"] == pytest.approx(accuracy)
 
 
 # --- use --------------------------------------------------------------------------------------------------------------

@@ -119,6 +119,11 @@ class TrainingArgs:
     eval_batch_size: int | None = setting(None, "examples per batch in evaluation; twice batch_size if not set")
     metric: str | None = setting(None, "metric that selects the best model; the head's own if not set, else the loss")
     greater_is_better: bool | None = setting(None, "whether a greater metric is better; known for losses and errors")
+    best_heads: bool = setting(
+        False,
+        "of several tasks whose heads alone train, each keeps the head of its own best evaluation; the metric is then "
+        "one that each task has: loss, accuracy, ...",
+    )
     patience: int = setting(0, "stop after this many evaluations without an improvement; 0 never stops early")
     min_delta: float = setting(0.0, "what counts as an improvement for patience")
     save_every: str = setting(
@@ -220,6 +225,8 @@ class TrainingArgs:
         logs = [name.strip() for name in (self.log_to or LOGS[0]).split(",")]
         self._check("log_to", all(name in LOGS for name in logs), f"names among {', '.join(LOGS)}")
         self._check_averaging()
+        fits = self.freeze in ("backbone", "as_is") and self.eval_every != "no" and not self.average_checkpoints
+        self._check("best_heads", fits or not self.best_heads, "false unless the encoder is frozen and heads evaluated")
         self._check(
             "gradual_unfreezing",
             not self.gradual_unfreezing or self.freeze != "backbone",

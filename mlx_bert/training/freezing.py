@@ -135,6 +135,12 @@ def task_parts(model: nn.Module) -> dict[str, list[nn.Module]]:
     return {}
 
 
+def task_paths(model: nn.Module) -> dict[str, str]:
+    """{beginning of the paths of a task's own parameters: the task}; empty for a model without."""
+    owners = {id(part): task for task, own in task_parts(model).items() for part in own}
+    return {f"{path}.": owners[id(module)] for path, module in model.named_modules() if id(module) in owners}
+
+
 def fixed_tasks(model: nn.Module) -> set[str]:
     """The tasks of which nothing trains."""
     return {

@@ -18,7 +18,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_bert.training.args import TrainingArgs
-from mlx_bert.training.freezing import task_parts
+from mlx_bert.training.freezing import task_paths
 
 ENCODER = "bert."
 HEAD_RATE = 10.0  # a new head learns faster than a pretrained encoder
@@ -150,7 +150,7 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         raise ValueError(f"[optimizer] expected a model with an encoder and a head with {given[0]}. Leave it out.")
     depth = 1 + max((int(found[1]) for name in everything if (found := _LAYER.search(name))), default=-1)
     head_rate = HEAD_RATE * args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
-    tasks, decays = _task_paths(model), args.decays_of_tasks()
+    tasks, decays = task_paths(model), args.decays_of_tasks()
     if unknown := sorted(set(decays) - set(tasks.values())):
         raise ValueError(
             f"[optimizer] task_weight_decay names {', '.join(unknown)}, but the model's tasks are "
@@ -177,12 +177,6 @@ def parameter_groups(model: nn.Module, args: TrainingArgs, rate_factor: float = 
         label = f"{label}, task {task}" if task else label
         members.setdefault((label, algorithm, rate * rate_factor, decay, not is_encoder, task), []).append(name)
     return [ParameterGroup(*key[:4], tuple(names), *key[4:]) for key, names in members.items()]
-
-
-def _task_paths(model: nn.Module) -> dict[str, str]:
-    """{beginning of the paths of a task's own parameters: the task}; empty for a model without."""
-    owners = {id(part): task for task, own in task_parts(model).items() for part in own}
-    return {f"{path}.": owners[id(module)] for path, module in model.named_modules() if id(module) in owners}
 
 
 def _apply_or_rest(

@@ -25,6 +25,7 @@ from mlx_bert.data.collate import Arrays
 from mlx_bert.data.readers import Example
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
+from mlx_bert.training.best_heads import BestHeads, heads_are_apart
 from mlx_bert.training.callbacks import Callback, ProgressBar
 from mlx_bert.training.checkpoints import FREE_SETTINGS, TrainState, load_model_arrays, model_arrays
 from mlx_bert.training.distributed import World
@@ -86,8 +87,11 @@ class Trainer:
         every = [*([ProgressBar()] if args.progress else []), *loggers_of(args), *callbacks]
         self.callbacks = [callback for callback in every if self.world.is_main or not callback.main_only]
         self.output_dir = Path(args.output_dir)
-        if eval_examples is None and (args.patience or args.metric) and not self.measures_without_examples:
-            raise ValueError("[Trainer] expected eval_examples with patience or metric but got none. Give some.")
+        measures = eval_examples is not None or self.measures_without_examples
+        if (args.patience or args.metric or args.best_heads) and not measures:
+            raise ValueError(
+                "[Trainer] expected eval_examples with patience, metric or best_heads but got none. Give some."
+            )
         collate = collate or default_collator(model, tokenizer, exact=not compiles(args))
         needs_labels = getattr(self.objective, "needs_labels", True)
         classes = labels_are_classes(model, self.objective)
@@ -112,6 +116,7 @@ class Trainer:
         self.total_steps = self.updates_per_epoch * sum(phase.epochs for phase in self.phases)
         self._forward = maybe_compile(args)(batch_forward(model, self.objective), inputs=[model.state])
         self._stop = False
+        self.best_heads: BestHeads | None = None
         self._losses = LossRecord(self.world, self.feed.name_of)
         setup = setup_of(model, self.objective, self.feed.sampler, collate, self.feed.fingerprint(), self.world.size)
         self.folder = RunFolder(args, model, tokenizer, self.adapters, self.world, setup, self.history_file)
@@ -223,6 +228,8 @@ class Trainer:
             load_model_arrays(self.model, self.world.share_arrays(model_arrays(self.model)), "distributed")
         self.folder.write_json("training_args.json", self.args.to_dict())
         mx.eval(self.model.parameters())
+        if self.args.best_heads:
+            self.best_heads = BestHeads(self.model, self.output_dir, self.world, resumed=checkpoint is not None)
         self._call("on_train_begin")
         for number in range(self.state.phase, len(self.phases)):
             phase = self.phases[number]
@@ -246,6 +253,11 @@ class Trainer:
             freeze_again(self.model, self._found, exactly=False)
         if args.freeze_tasks:
             freeze_tasks(self.model, args.freeze_tasks)
+        if args.best_heads and not heads_are_apart(self.model):
+            raise ValueError(
+                "[train] expected best_heads with several tasks of which nothing but their heads trains, but other "
+                "parameters train too. Freeze them, or leave best_heads out."
+            )
         if self.is_frozen and args.cache_encoder and getattr(self.model, "reads_states", True):
             self.feed.cache(self.model.bert, lambda: self._stop)
         else:
@@ -317,12 +329,24 @@ class Trainer:
                 self.folder.save_model("final_model", state, self.optimizer.state_arrays())
         if self.step.average:
             install(self.model, self.step.average)
+        if is_last and self.best_heads is not None:
+            self._install_best_heads(self.best_heads)
         if state.best_step is not None:
             self.folder.restore_best(state, is_last)
         state.phase, state.epoch, state.update, state.phase_step = state.phase + 1, 0, 0, 0
         state.stale, state.patience_value = 0, None
         if is_last:
             self.folder.forget_best()
+            if self.best_heads is not None:
+                self.best_heads.forget()
+
+    def _install_best_heads(self, best: BestHeads) -> None:
+        """Give the model each task's best head, measure it, and keep it as the best one if it is."""
+        if set(best.steps.values()) <= {self.state.best_step}:  # all in one evaluation, which is the best one anyway
+            return
+        self.step.average.clear()  # it is in the model, and in the heads that evaluations found best
+        best.install()
+        self._evaluate(self.state.passes, {"best_heads": best.steps})
 
     def _average_checkpoints(self) -> None:
         """Give the model the mean of its checkpoints, measure it, and keep it as the best one if it is."""
@@ -389,6 +413,8 @@ class Trainer:
             value = metrics[name]
             sign = 1.0 if self._greater_is_better(name) else -1.0
             state.score, state.score_step = (sign * value if math.isfinite(value) else None), state.step
+            if self.best_heads is not None:
+                self.best_heads.update(metrics, name, sign, state.step)
             is_best = math.isfinite(value) and (state.best_value is None or sign * (value - state.best_value) > 0)
             if is_best:
                 state.best_value, state.best_step, state.best_metrics = value, state.step, metrics

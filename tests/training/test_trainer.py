@@ -380,7 +380,7 @@ def test_settings_and_data_that_do_not_fit(toy, tmp_path):
         Trainer(toy.model(), args, toy.examples(3))
     with pytest.raises(ValueError, match="expected 'labels' in every example of train_examples but example 0 has none"):
         Trainer(toy.model(), args, [{"text": "a"}], tokenizer=toy.tokenizer)
-    with pytest.raises(ValueError, match="expected eval_examples with patience or metric"):
+    with pytest.raises(ValueError, match="expected eval_examples with patience, metric or best_heads"):
         Trainer(toy.model(), arguments(tmp_path / "run", patience=1), toy.examples(3), tokenizer=toy.tokenizer)
     trainer = Trainer(toy.model(), arguments(tmp_path / "m", metric="bleu", epochs=1), toy.examples(8), toy.examples(3),
                       toy.tokenizer)  # fmt: skip
