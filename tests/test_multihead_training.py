@@ -306,6 +306,9 @@ def test_a_frozen_encoder_trains_the_heads_for_all_epochs(tiny_bert_folder, tmp_
     for task in DATA:  # each head is the one of its best epoch
         accuracy = max(record[f"eval_{task}_accuracy"] for record in epochs)
         assert result.metrics[f"{task}_accuracy"] == pytest.approx(accuracy)
+    assert args["best_heads"]
+    config["training"]["val_size"] = 0.0
+    assert not MultiheadClassifier(config).train(DATA, progress=False).metrics
 
 
 # --- use --------------------------------------------------------------------------------------------------------------

@@ -111,6 +111,16 @@ def test_a_resumed_run_keeps_the_same(toy, tmp_path, whole, stop, settings):
         np.testing.assert_array_equal(array, arrays_of(run.model)[name], err_msg=name)
 
 
+def test_a_run_begun_anew_forgets_the_one_before(toy, tmp_path, whole):
+    """One that was killed before its first checkpoint, with settings under which it did well."""
+    with pytest.raises(RuntimeError):
+        trainer(toy, tmp_path, [Stop(5, kill=True)], save_every="no").train()
+    before = BestHeads(trainer(toy, tmp_path).model, tmp_path, World(), resumed=True)
+    before.update({"mood_loss": -1.0, "topic_loss": -1.0}, "loss", -1.0, 3)
+    found = trainer(toy, tmp_path, save_every="no").train(resume=True)
+    assert found.metrics == whole[2].metrics
+
+
 def test_with_a_moving_average(toy, tmp_path):
     """What was evaluated is what is kept: the averaged heads."""
     run = trainer(toy, tmp_path, ema_decay=0.5)
@@ -134,6 +144,8 @@ def test_values_that_are_no_numbers_do_not_count(toy, tmp_path):
     assert best.best == {"topic": (-1.0, 1)}
     best.update({"mood_loss": 2.0, "topic_loss": float("nan")}, "loss", -1.0, 2)
     assert best.best == {"topic": (-1.0, 1), "mood": (-2.0, 2)}
+    best.update({"mood_loss": 2.0, "topic_loss": 0.5}, "loss", -1.0, 3)  # of equals the first
+    assert best.steps == {"topic": 3, "mood": 2}
 
 
 def test_where_there_is_nothing_to_put_together(toy, tmp_path):
