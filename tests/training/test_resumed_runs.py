@@ -108,3 +108,27 @@ def test_the_best_weights_of_a_later_phase_are_not_those_of_an_earlier_one(toy, 
         trainer(toy, tmp_path / "parts", settings, Kill(kill)).train()
     trainer(toy, tmp_path / "parts", settings).train(resume=True)
     assert_same_end(folder, tmp_path / "parts")
+
+
+@pytest.mark.parametrize("stop", [7, 10])
+def test_a_run_goes_on_in_another_folder(toy, tmp_path, whole, stop):
+    """With the best weights from before: the first epoch is taken for the best, as its loss is the greatest."""
+    settings = {"epochs": 4, "greater_is_better": True}
+    expected, folder = whole(settings)
+    assert expected.best_step < stop
+    with pytest.raises(TrainingInterrupted):
+        trainer(toy, tmp_path / "one", settings, Stop(stop)).train()
+    found = trainer(toy, tmp_path / "other", settings).train(resume=tmp_path / "one" / f"checkpoint_{stop}")
+    assert (found.metrics, found.best_step) == (expected.metrics, expected.best_step)
+    assert_same_end(folder, tmp_path / "other")
+
+
+def test_best_weights_that_are_gone_are_not_waited_for(toy, tmp_path, whole, caplog):
+    """The run is complete: its folder has no state of them."""
+    settings = {"epochs": 4, "keep_checkpoints": 0}
+    expected, folder = whole(settings)
+    found = trainer(toy, tmp_path, settings).train(resume=folder / "checkpoint_epoch_3")
+    assert "are not there any more" in caplog.text
+    later = [record for record in expected.history["epochs"] if record["step"] > 9]
+    assert found.metrics["loss"] == later[0]["eval_loss"]
+    assert (tmp_path / "best_model").is_dir()
