@@ -131,9 +131,9 @@ class BertWithHead(FromPretrained, nn.Module):
     ) -> dict[str, Any]:
         """The head's outputs for the encoder's ``hidden_states`` ``(B, L, D)`` or ``(B, N, L, D)``."""
         if getattr(self.head, "needs_embeddings", False):
-            head_inputs = {"embeddings": word_embeddings(self.bert), **head_inputs}
+            head_inputs = {"embeddings": _word_embeddings(self.bert), **head_inputs}
         if hidden_states.dtype != mx.float32:  # a head in float32 pools, normalises and scores in float32
-            hidden_states = hidden_states.astype(dtype_of(self.head))
+            hidden_states = hidden_states.astype(_dtype_of(self.head))
         return self.head(hidden_states, attention_mask, **head_inputs)
 
     def get_bert(self) -> BertCore:
@@ -281,13 +281,12 @@ def _flatten(array: mx.array | None) -> mx.array | None:
     return array.reshape(-1, array.shape[-1]) if array is not None and array.ndim == 3 else array
 
 
-def dtype_of(head: BaseKaggleHead) -> mx.Dtype:
-    """The type of a head's weights."""
+def _dtype_of(head: BaseKaggleHead) -> mx.Dtype:
     types = (array.dtype for _, array in tree_flatten(head.parameters()))
     return next((dtype for dtype in types if mx.issubdtype(dtype, mx.floating)), mx.float32)
 
 
-def word_embeddings(bert: BertCore) -> nn.Module:
+def _word_embeddings(bert: BertCore) -> nn.Module:
     """The encoder's table ``(V, D)``, which the decoder of a tied language model is too."""
     embeddings = bert.encoder.embeddings
     return embeddings.word if "word" in embeddings else embeddings.tokens

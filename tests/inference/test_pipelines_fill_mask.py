@@ -107,28 +107,6 @@ def test_only_masked_places_are_scored(pipes):
     assert all(np.shape(shape) == (2,) for shape in shapes)
 
 
-def test_a_tied_table_of_16_bits_is_cast_once(folder, pipes):
-    ours, _ = pipes
-    assert ours._decoder() == {}
-    for dtype in ("float16", "bfloat16"):
-        half = pipeline("fill-mask", folder, dtype=dtype)
-        seen, run = [], half.model.head.forward
-        half.model.head.forward = lambda *args, run=run, seen=seen, **given: seen.append(given) or run(*args, **given)
-        found = [half(MASKED, top_k=3), half(MASKED, top_k=3)]
-        tables = [given["embeddings"] for given in seen]
-        assert len(tables) == 2  # of two calls
-        assert all(table is tables[0] for table in tables)
-        word = half.model.bert.encoder.embeddings.word
-        assert (tables[0].dtype, word.weight.dtype) == (mx.float32, getattr(mx, dtype))
-        word.weight = mx.zeros_like(word.weight)  # as training does it
-        assert not half._decoder()["embeddings"].any().item()
-        word.weight = tables[0].astype(word.weight.dtype)
-        half._decoder = dict
-        assert_alike(found, [half(MASKED, top_k=3)] * 2)
-        half.model.head.set_dtype(word.weight.dtype)
-        assert FillMask._decoder(half) == {}
-
-
 def test_errors(pipes):
     ours, _ = pipes
     with pytest.raises(ValueError, match=r"expected the mask token \[MASK\] in 'no mask'"):

@@ -16,7 +16,6 @@ from tokenizers import Encoding
 
 from mlx_bert.inference.pipelines.base import Pipeline, apply_function, check_texts, check_top_k
 from mlx_bert.inference.pipelines.options import takes_options
-from mlx_bert.model import dtype_of, word_embeddings
 from mlx_bert.tokenizer import Batch
 
 
@@ -30,7 +29,6 @@ class FillMask(Pipeline):
         if mask_id is None:
             raise ValueError("[pipeline] expected a tokenizer with a mask token but this one has none.")
         self._mask_id = mask_id
-        self._cast: tuple[mx.array, mx.array] | None = None
 
     @takes_options
     def __call__(
@@ -87,20 +85,7 @@ class FillMask(Pipeline):
             [start + place for place in row + row[-1:] * (count - len(row))]
             for start, row in zip(starts, rows, strict=True)
         ]
-        given = {"positions": mx.array(places), **self._decoder()}
-        return self.model(*batch[:2], token_type_ids=batch.token_type_ids, **given)["logits"]
-
-    def _decoder(self) -> dict[str, mx.array]:
-        """For a tied head in float32, the word table ``(V, D)`` of a 16-bit encoder, cast once and not at each call."""
-        head = self.model.head
-        weight = word_embeddings(self.model.bert).weight if head.needs_embeddings else None
-        if weight is None or weight.dtype not in (mx.float16, mx.bfloat16) or dtype_of(head) != mx.float32:
-            return {}
-        if self._cast is None or self._cast[0] is not weight:
-            table = weight.astype(mx.float32)
-            mx.eval(table)  # another thread may be the next to read it
-            self._cast = weight, table
-        return {"embeddings": self._cast[1]}
+        return self.model(*batch[:2], token_type_ids=batch.token_type_ids, positions=mx.array(places))["logits"]
 
     def _places(self, encoding: Encoding) -> list[int]:
         return [place for place, token in enumerate(encoding.ids) if token == self._mask_id]
