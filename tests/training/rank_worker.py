@@ -100,7 +100,7 @@ def train_frozen(settings, rank, replace):
         calls[0] = 0
         args = {**settings["args"], "freeze": "backbone", **changes[rank]}
         trainer = build({**settings, "args": args, "output": [f"{settings['output'][0]}/{number}"]}, rank)
-        if args.get("cache_dir") == "stop":
+        if str(args.get("cache_dir")).endswith("/stop"):
             try:
                 trainer.feed.cache(trainer.model.bert, lambda: rank == 1)
             except KeyboardInterrupt:

@@ -264,8 +264,8 @@ def test_a_loss_over_all_ranks_is_not_compiled(toy, tmp_path):
 
 def test_ranks_share_the_run_of_a_frozen_encoder(settings, pair, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    one, two, bad = ({"cache_dir": str(tmp_path / name)} for name in ("one", "two", "file/cache"))
-    frozen = [({}, {}), (one, two), (one, two), (one, {}), (bad, two), ({"cache_dir": "stop"}, {"cache_dir": "stop"})]
+    one, two, bad, stop = ({"cache_dir": str(tmp_path / name)} for name in ("one", "two", "file/cache", "stop"))
+    frozen = [({}, {}), (one, two), (one, two), (one, {}), (bad, two), (stop, stop)]
     output = {"output": [str(tmp_path / "runs")]}
     ranks = pair({**settings, **output, "frozen": frozen})
     # 25 and 10 examples in batches of 4 are 7 and 3; uncached there are 2 epochs of 4 and of 2 or 1 batches more
