@@ -402,8 +402,14 @@ class MultiheadClassifier(FromPretrained):
 
         Raises:
             FileNotFoundError: no such model.
+            TypeError: called on the class.
             ValueError: damaged files.
         """
+        if isinstance(self, str | Path):  # MultiheadClassifier.load(path)
+            raise TypeError(
+                "[multihead] load fills a classifier that is there. "
+                f"Use MultiheadClassifier.from_pretrained({str(self)!r})."
+            )
         path = Path(self.config.training.save_path if path is None else path)
         model, tokenizer, saved = read_multihead(path)
         config = MultiheadConfig.from_dict(saved["config"])

@@ -255,6 +255,11 @@ def test_groups_may_be_mappings():
     assert config == MultiheadConfig.from_dict({"head": {"dropout": 0.5}, "eval": {"patience": 7}})
 
 
+def test_load_is_for_a_classifier_that_is_there():
+    with pytest.raises(TypeError, match=r"Use MultiheadClassifier\.from_pretrained\('model'\)"):
+        MultiheadClassifier.load("model")
+
+
 def test_settings_are_json_values():
     given = MultiheadConfig(
         training=TrainingConfig(model_name=Path("a/b"), output_dir=Path("runs"), epochs=np.int64(3)),

@@ -226,7 +226,8 @@ class TrainingArgs:
         self._check("log_to", all(name in LOGS for name in logs), f"names among {', '.join(LOGS)}")
         self._check_averaging()
         fits = self.freeze in ("backbone", "as_is") and self.eval_every != "no" and not self.average_checkpoints
-        self._check("best_heads", fits or not self.best_heads, "false unless the encoder is frozen and heads evaluated")
+        wanted = "false unless the encoder is frozen and heads evaluated, without average_checkpoints"
+        self._check("best_heads", fits or not self.best_heads, wanted)
         self._check(
             "gradual_unfreezing",
             not self.gradual_unfreezing or self.freeze != "backbone",

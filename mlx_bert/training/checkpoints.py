@@ -214,12 +214,15 @@ def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     return [(metadata["step"], path) for path, metadata in _with_metadata(output_dir)]
 
 
+def checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """All folders that are called as a checkpoint is, readable or not."""
+    return [path for path in Path(output_dir).glob("checkpoint_*") if _NAME.fullmatch(path.name) and path.is_dir()]
+
+
 def _with_metadata(output_dir: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """Folder and metadata of each checkpoint, by the updates before it."""
     found = []
-    for path in Path(output_dir).glob("checkpoint_*"):
-        if not (_NAME.fullmatch(path.name) and path.is_dir()):
-            continue
+    for path in checkpoint_folders(output_dir):
         try:
             metadata = read_json(path / METADATA)
             found.append((int(metadata["step"]), path, metadata))

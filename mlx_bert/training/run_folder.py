@@ -24,6 +24,7 @@ from mlx_bert.training.checkpoints import (
     Checkpoint,
     TrainState,
     best_checkpoints,
+    checkpoint_folders,
     checkpoint_path,
     last_checkpoints,
     list_checkpoints,
@@ -81,6 +82,7 @@ class RunFolder:
 
         Raises:
             FileExistsError: the folder has results of another run, and ``resume`` is False.
+            ValueError: none of its checkpoints can be read.
         """
         found = self.world.on_main(lambda: self._find_checkpoint(resume))
         return None if found is None else Path(found)
@@ -88,9 +90,15 @@ class RunFolder:
     def _find_checkpoint(self, resume: bool | str | Path) -> str | None:
         if not isinstance(resume, bool):
             return str(resume)
-        present = list_checkpoints(self.path)
+        present = checkpoint_folders(self.path)
         if resume:
-            return str(present[-1][1]) if present else None
+            readable = list_checkpoints(self.path)
+            if present and not readable:
+                raise ValueError(
+                    f"[resume] {present[0]} has no metadata.json that can be read, and there is no other checkpoint. "
+                    "Remove it to begin anew, or choose another folder."
+                )
+            return str(readable[-1][1]) if readable else None
         if present or any((self.path / name).exists() for name in ("best_model", "final_model", BEST_STATE)):
             raise FileExistsError(
                 f"[train] {self.path} has results of another run. Choose another folder, remove it, or resume."

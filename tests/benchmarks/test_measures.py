@@ -84,6 +84,7 @@ def test_apple_chips_are_known(generation, kind):
     clock = chip.tflops * 1e3 / (chip.gpu_cores * 128 * 2)  # GHz
     assert 1.2 < clock < 1.8
     assert "TFLOP/s: " in chip.source
+    assert "apple.com" in chip.source or "Apple's press release" in chip.source
 
 
 def test_this_machine(monkeypatch):

@@ -177,3 +177,11 @@ def test_one_that_is_half_removed_has_lost_its_name(toy, tmp_path, monkeypatch):
     assert (tmp_path / ".checkpoint_epoch_1.old").is_dir()
     remove_partial_files(tmp_path)
     assert {path.name for path in tmp_path.glob("*checkpoint*")} == {"checkpoint_epoch_2"}
+
+
+def test_a_run_whose_only_checkpoint_cannot_be_read_is_not_begun_anew(toy, tmp_path):
+    (tmp_path / "checkpoint_epoch_3").mkdir()
+    with pytest.raises(ValueError, match=r"checkpoint_epoch_3 has no metadata\.json that can be read"):
+        trainer(toy, tmp_path).train(resume=True)
+    with pytest.raises(FileExistsError, match="has results of another run"):
+        trainer(toy, tmp_path).train()
